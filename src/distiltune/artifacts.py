@@ -1,0 +1,187 @@
+"""The files at the stages' borders: their formats, written aside and renamed.
+
+Reviews and splits are Parquet tables with the columns `text` (string) and `label`
+(int32, a class index); the names of the classes and of the data set are in the
+schema's metadata. Token files are safetensors with
+    ids      (num_tokens,)      int32, the reviews one after the other, unpadded
+    offsets  (num_reviews + 1,) int64, review i is ids[offsets[i]:offsets[i + 1]]
+    labels   (num_reviews,)     int64
+and can be mapped into memory.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distiltune import InputError
+
+SPLITS = ("train", "validation", "test")
+ROWS_PER_GROUP = 4096
+# Beside a model's weights: what it was trained with and on, and how it reads a text.
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What a table of reviews is: travels in its metadata through the stages."""
+
+    dataset: str
+    label_names: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, which takes its place if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
+        partial = Path(f.name)
+    try:
+        yield partial
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.chmod(0o644)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, which takes its place if the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    with new_file(path) as partial:
+        text = json.dumps(content, indent=2, allow_nan=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_csv(path: Path, columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table for `dvc plots`; missing values (None) become empty cells."""
+    with new_file(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write(",".join(columns) + "\n")
+        for row in rows:
+            file.write(",".join("" if value is None else str(value) for value in row) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def reviews_schema(info: DatasetInfo, extra: Iterable[pa.Field] = ()) -> pa.Schema:
+    """The schema of a table of reviews, with `info` in its metadata."""
+    columns = [pa.field("text", pa.string()), pa.field("label", pa.int32()), *extra]
+    return pa.schema(columns, metadata={"distiltune": json.dumps(asdict(info))})
+
+
+def write_reviews(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
+    """Write record batches as Parquet, one at a time."""
+    with (
+        new_file(path) as partial,
+        pq.ParquetWriter(partial, schema, compression="zstd") as writer,
+    ):
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+def open_reviews(path: Path) -> tuple[pq.ParquetFile, DatasetInfo]:
+    """Open a table of reviews for reading in batches.
+
+    Raises:
+        InputError: the file is damaged, or was not written by this pipeline.
+    """
+    try:
+        file = pq.ParquetFile(path)
+        info = json.loads(file.schema_arrow.metadata[b"distiltune"])
+    except (pa.ArrowInvalid, TypeError, KeyError) as error:
+        raise InputError(
+            f"{path}: no table of reviews ({_first_line(error)}); "
+            "`dvc checkout` restores it, or `dvc repro` makes it again"
+        ) from None
+    return file, DatasetInfo(dataset=info["dataset"], label_names=tuple(info["label_names"]))
+
+
+def read_reviews(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, DatasetInfo]:
+    """Read a table of reviews, or some of its columns, into memory."""
+    file, info = open_reviews(path)
+    return file.read(columns=columns), info
+
+
+class TokenWriter:
+    """Writes a token file review by review; holds the lengths in memory, not the ids."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lengths: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+        self.labels: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+        self._ids = tempfile.TemporaryFile(dir=path.parent)
+
+    def write(
+        self,
+        ids: np.ndarray[Any, np.dtype[np.int32]],
+        lengths: np.ndarray[Any, np.dtype[np.int64]],
+        labels: np.ndarray[Any, np.dtype[np.int64]],
+    ) -> None:
+        """Append reviews: ids (num_tokens,), lengths (num_reviews,), labels (num_reviews,)."""
+        assert ids.size == lengths.sum() and lengths.size == labels.size
+        self._ids.write(ids.astype("<i4").tobytes())
+        self.lengths.append(lengths)
+        self.labels.append(labels)
+
+    def close(self, metadata: dict[str, str]) -> None:
+        """Put the parts together in the safetensors layout, streaming the ids."""
+        lengths = np.concatenate(self.lengths)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("<i8")
+        labels = np.concatenate(self.labels).astype("<i8")
+        sizes = {"offsets": offsets.nbytes, "labels": labels.nbytes, "ids": int(offsets[-1]) * 4}
+        header: dict[str, Any] = {"__metadata__": metadata}
+        start = 0
+        for name, dtype, shape in (
+            ("offsets", "I64", [offsets.size]),
+            ("labels", "I64", [labels.size]),
+            ("ids", "I32", [int(offsets[-1])]),
+        ):
+            header[name] = {
+                "dtype": dtype,
+                "shape": shape,
+                "data_offsets": [start, start + sizes[name]],
+            }
+            start += sizes[name]
+        encoded = json.dumps(header).encode()
+        encoded += b" " * (-len(encoded) % 8)
+        with new_file(self.path) as partial, partial.open("wb") as file:
+            file.write(len(encoded).to_bytes(8, "little") + encoded)
+            file.write(offsets.tobytes() + labels.tobytes())
+            self._ids.seek(0)
+            shutil.copyfileobj(self._ids, file, 1 << 20)
+        self._ids.close()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,59 @@
+"""`params.yaml`, parsed once into frozen dataclasses: `load(TrainConfig)`."""
+
+from pathlib import Path
+
+from distiltune.config.loading import load_params
+from distiltune.config.schema import (
+    CheckpointRow,
+    CsvRow,
+    ImdbRow,
+    ModelRow,
+    OptimizerRow,
+    SampleRow,
+    SplitRow,
+    TokenizerRow,
+)
+from distiltune.config.stages import (
+    CheckpointConfig,
+    DownloadConfig,
+    EvaluateConfig,
+    SplitConfig,
+    StageConfig,
+    TokenizeConfig,
+    TrainConfig,
+    WatchConfig,
+    select,
+    tracked_params,
+)
+
+PARAMS_FILE = Path("params.yaml")
+
+__all__ = [
+    "CheckpointConfig",
+    "CheckpointRow",
+    "CsvRow",
+    "DownloadConfig",
+    "EvaluateConfig",
+    "ImdbRow",
+    "ModelRow",
+    "OptimizerRow",
+    "SampleRow",
+    "SplitConfig",
+    "SplitRow",
+    "TokenizeConfig",
+    "TokenizerRow",
+    "TrainConfig",
+    "WatchConfig",
+    "load",
+    "load_params",
+    "tracked_params",
+]
+
+
+def load(config_class: type[StageConfig], path: Path = PARAMS_FILE) -> StageConfig:
+    """Validate the whole of `params.yaml` and return what one stage reads of it.
+
+    Raises:
+        InputError: the file cannot be read, or holds mistakes; one line for each.
+    """
+    return select(config_class, load_params(path))

@@ -1,0 +1,210 @@
+"""Reads and validates `params.yaml`; every mistake gets one line."""
+
+import difflib
+import json
+import re
+import typing
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+import yaml
+
+from distiltune import InputError
+from distiltune.config.schema import DistilBertArchitecture, ModelRow, Params
+
+SWITCHES = {"dataset": "datasets", "model": "models", "optimizer": "optimizers"}
+
+
+class Yaml12Loader(yaml.SafeLoader):
+    """Resolves plain scalars as YAML 1.2 does, so that `3e-05` is a number and `on` a string.
+
+    DVC reads and writes `params.yaml` so; PyYAML's own loaders follow YAML 1.1.
+    """
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (so PyYAML declares it)
+
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        text = node.value.lstrip("+")
+        return int(text, 0) if re.match("0[xo]", text) else int(text)
+
+
+# The core schema: https://yaml.org/spec/1.2.2/#1032-tag-resolution
+for _tag, _pattern, _first in (
+    ("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
+    ("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
+    ("int", r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$", list("-+0123456789")),
+    (
+        "float",
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        list("-+.0123456789"),
+    ),
+):
+    Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), _first)
+Yaml12Loader.add_constructor("tag:yaml.org,2002:int", Yaml12Loader.construct_integer)
+
+
+def load_params(path: Path) -> Params:
+    """Parse and validate all of `params.yaml`.
+
+    Raises:
+        InputError: the file cannot be read, or holds mistakes; one line for each.
+    """
+    try:
+        loader = Yaml12Loader(path.read_text(encoding="utf-8"))
+        raw = loader.get_single_data()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; run from the project's root") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise InputError(f"{path}: line {line}: not YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: must hold keys and values, not {type(raw).__name__}")
+    optimizers = raw.get("optimizers")
+    for name, row in optimizers.items() if isinstance(optimizers, dict) else ():
+        if isinstance(row, dict):
+            row.setdefault("algorithm", name)
+    try:
+        # Through JSON, because strict validation takes no mapping for a dataclass otherwise.
+        params = pydantic.TypeAdapter(Params).validate_json(json.dumps(raw))
+    except pydantic.ValidationError as error:
+        raise InputError("\n".join(_lines(error, raw, path))) from None
+    mistakes = list(_contradictions(params))
+    if mistakes:
+        raise InputError("\n".join(f"{path}: {mistake}" for mistake in mistakes))
+    return params
+
+
+def _lines(error: pydantic.ValidationError, raw: Any, path: Path) -> list[str]:
+    """One line for each key that is wrong, whatever number of complaints it got."""
+    problems: dict[str, list[str]] = {}
+    for problem in error.errors():
+        keys, value = [], raw
+        for part in problem["loc"]:
+            in_table = isinstance(value, dict) and part in value
+            if in_table or (isinstance(value, list) and isinstance(part, int)):
+                keys.append(str(part))
+                value = value[part]
+            elif problem["type"] == "missing" and part == problem["loc"][-1]:
+                keys.append(str(part))
+        name = ".".join(keys)
+        if problem["type"] == "unexpected_keyword_argument":
+            text = f"unknown key{_nearest(keys[-1], _legal_keys(problem['loc'][:-1]))}"
+        elif problem["type"] == "missing":
+            text = "is missing"
+        elif problem["type"] == "union_tag_not_found":
+            text = "needs a `type`"
+        else:
+            message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
+            text = f"{_short(value)}: {message}"
+            if keys[:1] == ["optimizers"] and keys[-1] == "algorithm" and value == keys[1]:
+                text += f"; a row with a name of its own says `algorithm: adam` or `adamw` ({name})"
+        problems.setdefault(name, []).append(text)
+    lines = []
+    for name, texts in problems.items():
+        # A union complains once for each of its members: the value is said once.
+        first, *rest = dict.fromkeys(texts)
+        more = "".join(f", or {text.rsplit(': ', 1)[-1]}" for text in rest)
+        lines.append(f"{path}: {name}: {first}{more}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _nearest(name: str, legal: list[str]) -> str:
+    near = difflib.get_close_matches(name, legal, n=1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near else f" (allowed: {', '.join(legal)})"
+
+
+def _legal_keys(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the table at a location in the file may hold."""
+    found: Any = Params
+    for part in location:
+        while typing.get_origin(found) is Annotated:
+            found = typing.get_args(found)[0]
+        if typing.get_origin(found) is dict:
+            found = typing.get_args(found)[1]
+        elif hasattr(found, "__dataclass_fields__"):
+            found = typing.get_type_hints(found, include_extras=True)[str(part)]
+        else:  # a union: the location names the member by its class or its `type`
+            members = [member for member in typing.get_args(found) if member is not type(None)]
+            tagged = [m for m in members if part in (m.__name__, *_type_tags(m))]
+            found = tagged[0] if tagged else members[0]
+            if not tagged:
+                found = typing.get_type_hints(found, include_extras=True)[str(part)]
+    members = [m for m in typing.get_args(found) if m is not type(None)] or [found]
+    return [field.name for field in fields(members[0])]
+
+
+def _type_tags(member: Any) -> tuple[Any, ...]:
+    return typing.get_args(typing.get_type_hints(member).get("type"))
+
+
+def _contradictions(params: Params) -> typing.Iterator[str]:
+    """Mistakes that no single value shows."""
+    for switch, table_name in SWITCHES.items():
+        chosen, table = getattr(params, switch), getattr(params, table_name)
+        if isinstance(table, dict) and chosen not in table:
+            yield f"{switch}: {chosen!r} is no row of {table_name}{_nearest(chosen, list(table))}"
+    for name, row in params.models.items():
+        yield from _model_contradictions(f"models.{name}", row)
+    for name in ("imdb", "sample", "csv"):
+        split = getattr(params.splits, name)
+        sizes = (split.train, split.validation, split.test)
+        where = f"splits.{name}: train, validation and test"
+        if len({type(size) for size in sizes}) > 1:
+            yield f"{where} must be all counts (35000) or all shares (0.7), not {sizes}"
+        elif isinstance(split.train, float) and sum(sizes) > 1 + 1e-9:
+            yield f"{where} are {sum(sizes):g} together, which is more than 1"
+        elif split.stratify and not split.shuffle:
+            yield f"splits.{name}.stratify: true needs splits.{name}.shuffle: true"
+        elif name == params.dataset == "sample" and isinstance(split.train, int):
+            if sum(sizes) > params.datasets.sample.num_reviews:
+                yield (
+                    f"{where} are {sum(sizes)} together, more than datasets.sample.num_reviews "
+                    f"= {params.datasets.sample.num_reviews}"
+                )
+    for url in params.datasets.imdb.urls:
+        if not re.match(r"(https?|file)://", url):
+            yield f"datasets.imdb.urls: {url!r} must begin with https://, http:// or file://"
+    columns = params.datasets.csv
+    if columns.text_column == columns.label_column:
+        yield f"datasets.csv.label_column: {columns.label_column!r} is the text column too"
+    if params.dataset == "csv" and not params.datasets.csv.paths:
+        yield "datasets.csv.paths: is empty; name your file: -S 'datasets.csv.paths=[reviews.csv]'"
+    for file in params.datasets.csv.paths:
+        if ".." in Path(file).parts:
+            yield f"datasets.csv.paths: {file!r} leaves the project; give its absolute path"
+        if not file.endswith((".csv", ".csv.gz", ".parquet")):
+            yield f"datasets.csv.paths: {file!r} must end in .csv, .csv.gz or .parquet"
+
+
+def _model_contradictions(where: str, row: ModelRow) -> typing.Iterator[str]:
+    checkpoint, tokenizer, architecture = row.checkpoint, row.tokenizer, row.architecture
+    if checkpoint is None and architecture.type == "checkpoint":
+        yield f"{where}.architecture.type: 'checkpoint' needs {where}.checkpoint, which is null"
+    if checkpoint is not None and architecture.type != "checkpoint":
+        yield f"{where}.architecture.type: must be 'checkpoint' where {where}.checkpoint is given"
+    if (checkpoint is None) == (tokenizer.type == "checkpoint"):
+        yield f"{where}.tokenizer.type: {tokenizer.type!r} does not go with {where}.checkpoint"
+    if (tokenizer.vocabulary_size is None) != (tokenizer.type == "checkpoint"):
+        yield f"{where}.tokenizer.vocabulary_size: goes with type word or wordpiece, and must there"
+    if checkpoint and not checkpoint.folder and not (checkpoint.repository and checkpoint.revision):
+        yield f"{where}.checkpoint: needs repository and revision, or folder"
+    if (
+        isinstance(architecture, DistilBertArchitecture)
+        and architecture.hidden_size % architecture.num_heads
+    ):
+        yield (
+            f"{where}.architecture.hidden_size: {architecture.hidden_size} must be a multiple "
+            f"of num_heads, {architecture.num_heads}"
+        )

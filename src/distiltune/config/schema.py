@@ -1,0 +1,209 @@
+"""The tables of `params.yaml`: keys, types and ranges."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+Device = Literal["auto", "cuda", "cpu"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+Truncation = Literal["head", "head_tail"]
+BatchOrder = Literal["random", "bucketed"]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Strings = tuple[Annotated[str, Field(min_length=1)], ...]
+
+
+def _check_share(value: int | float) -> int | float:
+    if isinstance(value, float) and not 0 < value < 1:
+        raise ValueError("a share must lie between 0 and 1; write a count without a point")
+    if value < 1 and isinstance(value, int):
+        raise ValueError("a count must be at least 1")
+    return value
+
+
+Share = Annotated[int | float, AfterValidator(_check_share)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ImdbRow:
+    """The archive of the Large Movie Review Dataset: mirrors in order, checksums."""
+
+    urls: Annotated[Strings, Field(min_length=1)]
+    sha256: Sha256
+    table_sha256: Sha256 | None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SampleRow:
+    """Reviews that the project generates itself."""
+
+    num_reviews: Annotated[int, Field(ge=10, le=1_000_000)]
+    seed: Seed
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CsvRow:
+    """The user's own files, read one after the other."""
+
+    paths: Strings
+    text_column: Annotated[str, Field(min_length=1)]
+    label_column: Annotated[str, Field(min_length=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Datasets:
+    imdb: ImdbRow
+    sample: SampleRow
+    csv: CsvRow
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SplitRow:
+    """Sizes of the splits, as counts (the rest is left over) or shares of all reviews."""
+
+    train: Share
+    validation: Share
+    test: Share
+    shuffle: bool
+    stratify: bool
+    seed: Seed
+    drop_duplicates: bool
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Splits:
+    imdb: SplitRow
+    sample: SplitRow
+    csv: SplitRow
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CheckpointRow:
+    """Pretrained weights: a hub repository at a revision, or a local folder."""
+
+    repository: Annotated[str, Field(min_length=1)] | None = None
+    revision: Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None = None
+    folder: Annotated[str, Field(min_length=1)] | None = None
+    sha256: Sha256
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TokenizerRow:
+    """`checkpoint` takes the checkpoint's; `word` and `wordpiece` are trained on the data."""
+
+    type: Literal["checkpoint", "word", "wordpiece"]
+    max_length: Annotated[int, Field(ge=3)]
+    vocabulary_size: Annotated[int, Field(ge=10)] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CheckpointArchitecture:
+    type: Literal["checkpoint"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DistilBertArchitecture:
+    type: Literal["distilbert"]
+    hidden_size: Count
+    num_layers: Count
+    num_heads: Count
+    feed_forward_size: Count
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LstmArchitecture:
+    type: Literal["lstm"]
+    embedding_size: Count
+    hidden_size: Count
+    num_layers: Count
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+
+
+Architecture = Annotated[
+    CheckpointArchitecture | DistilBertArchitecture | LstmArchitecture,
+    Field(discriminator="type"),
+]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainingRow:
+    """How a model is trained where `train` says `auto`.
+
+    `learning_rate_multiplier` scales the optimizer row's rate, which is meant for
+    fine-tuning: a model from scratch needs more.
+    """
+
+    batch_size: Count
+    epochs: Count
+    learning_rate_multiplier: Annotated[float, Field(gt=0)]
+    batch_order: BatchOrder
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ModelRow:
+    checkpoint: CheckpointRow | None
+    tokenizer: TokenizerRow
+    architecture: Architecture
+    training: TrainingRow
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TokenizeTable:
+    max_length: Annotated[int, Field(ge=3)] | Literal["auto"]
+    truncation: Truncation
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OptimizerRow:
+    """An optimizer variant; `algorithm` defaults to the row's name."""
+
+    algorithm: Literal["adam", "adamw"]
+    learning_rate: Annotated[float, Field(gt=0, le=10)]
+    schedule: Literal["constant", "linear"]
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrainTable:
+    batch_size: Count | Literal["auto"]
+    epochs: Count | Literal["auto"]
+    gradient_accumulation_steps: Count
+    max_gradient_norm: Annotated[float, Field(gt=0)] | None
+    keep: Literal["last", "best"]
+    padding_free: bool
+    log_every_steps: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TrackingTable:
+    experiment: Annotated[str, Field(min_length=1)]
+    log_model: bool
+    system_metrics: bool
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Params:
+    """The whole of `params.yaml`, validated."""
+
+    dataset: Literal["imdb", "sample", "csv"]
+    model: str
+    optimizer: str
+    engine: Literal["native", "trainer"]
+    seed: Seed
+    device: Device
+    precision: Precision
+    datasets: Datasets
+    splits: Splits
+    models: dict[str, ModelRow]
+    tokenize: TokenizeTable
+    optimizers: dict[str, OptimizerRow]
+    train: TrainTable
+    tracking: TrackingTable

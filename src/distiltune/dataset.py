@@ -1,0 +1,273 @@
+"""Reads reviews: the IMDb archive in the reference order, and the user's own files."""
+
+import csv
+import gzip
+import hashlib
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distiltune import InputError
+from distiltune.artifacts import ROWS_PER_GROUP, DatasetInfo, reviews_schema, write_reviews
+from distiltune.config import CsvRow, ImdbRow
+from distiltune.fetching import fetch
+
+IMDB_INFO = DatasetInfo(dataset="imdb", label_names=("negative", "positive"))
+IMDB_MEMBER = re.compile(r"aclImdb/(test|train)/(pos|neg)/([0-9]+_[0-9]+\.txt)")
+IMDB_MAX_REVIEW_BYTES = 1 << 20
+MAX_CLASSES = 1000
+DOWNLOADS = Path(".cache/downloads")
+Rows = tuple[list[str | None], list[str | None]]
+
+
+def read_imdb(archive: Path) -> tuple[list[str], list[int]]:
+    """Read the labelled reviews from the tar archive, without unpacking it to disk.
+
+    The reference order: test/pos, test/neg, train/pos, train/neg, each by file name,
+    then `numpy.random.RandomState(0).permutation`. Label 1 is positive.
+
+    Args:
+        archive: `aclImdb_v1.tar.gz`, or one with the same layout. Members with any
+            other name are passed over, and no path from it is ever written.
+
+    Raises:
+        InputError: the archive is damaged, or holds no labelled reviews.
+    """
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {
+        (part, label): [] for part in ("test", "train") for label in ("pos", "neg")
+    }
+    try:
+        with tarfile.open(archive, "r|*") as tar:
+            for member in tar:
+                match = IMDB_MEMBER.fullmatch(member.name)
+                if not match or not member.isfile():
+                    continue
+                if member.size > IMDB_MAX_REVIEW_BYTES:
+                    raise InputError(
+                        f"{archive}: {member.name} has {member.size} bytes; a review has at "
+                        f"most {IMDB_MAX_REVIEW_BYTES}"
+                    )
+                content = tar.extractfile(member)
+                assert content is not None
+                found[match[1], match[2]].append((match[3], content.read().decode("utf-8")))
+    except UnicodeDecodeError:
+        raise InputError(f"{archive}: {member.name} is not UTF-8") from None
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise InputError(f"{archive}: the archive is damaged: {error}") from None
+    texts, labels = [], []
+    for (_, label), reviews in found.items():
+        texts += [text for _, text in sorted(reviews)]
+        labels += [int(label == "pos")] * len(reviews)
+    if len(set(labels)) < 2:
+        raise InputError(
+            f"{archive}: holds no labelled reviews; expected files like "
+            "aclImdb/train/pos/0_9.txt, positive and negative"
+        )
+    order = np.random.RandomState(0).permutation(len(texts))
+    return [texts[i] for i in order], [labels[i] for i in order]
+
+
+def download_imdb(row: ImdbRow, root: Path, output: Path) -> None:
+    """Fetch the archive, check it, and write its reviews as a table.
+
+    Args:
+        row: mirrors and checksums.
+        root: the project's root, below which downloads are kept.
+        output: the Parquet table to write.
+
+    Raises:
+        InputError: the archive cannot be had, is damaged, or its reviews are others
+            than the row's checksum says.
+    """
+    way_out = (
+        "give a mirror or a file of your own: -S 'datasets.imdb.urls=[file:///...]' with its "
+        "-S datasets.imdb.sha256=...; or generated reviews: -S dataset=sample"
+    )
+    archive = fetch(row.urls, row.sha256, root / DOWNLOADS, way_out)
+    texts, labels = read_imdb(archive)
+    found = table_sha256(texts, labels)
+    if row.table_sha256 not in (None, found):
+        raise InputError(
+            f"{archive}: its {len(texts)} reviews as CSV have the sha256 {found}, not "
+            f"datasets.imdb.table_sha256 = {row.table_sha256}; null there skips the check"
+        )
+    write_table(output, texts, labels, IMDB_INFO)
+
+
+def table_sha256(texts: list[str], labels: list[int]) -> str:
+    """The checksum of the reviews as CSV with the columns `review,sentiment`.
+
+    The form is that of Python's `csv.writer` with line ends of one newline.
+    """
+
+    class Digest:
+        sha256 = hashlib.sha256()
+
+        def write(self, text: str) -> None:
+            self.sha256.update(text.encode())
+
+    digest = Digest()
+    writer = csv.writer(digest, lineterminator="\n")
+    writer.writerow(["review", "sentiment"])
+    writer.writerows(zip(texts, labels, strict=True))
+    return digest.sha256.hexdigest()
+
+
+def write_table(path: Path, texts: list[str], labels: list[int], info: DatasetInfo) -> None:
+    """Write reviews as the Parquet table that `split` reads."""
+    schema = reviews_schema(info)
+    table = pa.table([pa.array(texts, pa.string()), pa.array(labels, pa.int32())], schema=schema)
+    write_reviews(path, table.to_batches(ROWS_PER_GROUP), schema)
+
+
+def import_files(row: CsvRow, root: Path, output: Path) -> None:
+    """Check the user's files and write them as one table, in constant memory.
+
+    The files are read twice: for the classes and the mistakes, then for the rows.
+    Integer labels are ordered by value and strings by code point; a class's index is
+    its place in that order.
+
+    Args:
+        row: the paths and the names of the two columns.
+        root: what relative paths are relative to.
+        output: the Parquet table to write.
+
+    Raises:
+        InputError: a file is missing, damaged, not UTF-8 or empty, lacks a column, has
+            a row without text or label, or there is only one class; with the row,
+            counted from 1 below the header.
+    """
+    paths = [find_file(path, root) for path in row.paths]
+    classes: set[str] = set()
+    num_rows = 0
+    for path in paths:
+        for texts, labels in _read_rows(path, row.text_column, row.label_column):
+            classes.update(labels)
+            num_rows += len(texts)
+            if len(classes) > MAX_CLASSES:
+                raise InputError(
+                    f"{path}: column {row.label_column!r} has over {MAX_CLASSES} different "
+                    "values, so it holds no classes; name another in datasets.csv.label_column"
+                )
+    if len(classes) < 2:
+        raise InputError(
+            f"{paths[0]}: all {num_rows} rows have the label {next(iter(classes))!r}; "
+            "a classifier needs two classes or more"
+        )
+    label_names = _ordered(classes)
+    index = {name: i for i, name in enumerate(label_names)}
+    schema = reviews_schema(DatasetInfo(dataset="csv", label_names=label_names))
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for path in paths:
+            for texts, labels in _read_rows(path, row.text_column, row.label_column):
+                codes = pa.array([index[label] for label in labels], pa.int32())
+                columns = [pa.array(texts, pa.string()), codes]
+                yield pa.record_batch(columns, schema=schema)
+
+    write_reviews(output, batches(), schema)
+
+
+def find_file(path: str, root: Path) -> Path:
+    """The user's file; a relative path is meant from the project's root.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    found = root / path
+    if not found.is_file():
+        raise InputError(f"datasets.csv.paths: {found}: no such file")
+    return found
+
+
+def _ordered(classes: set[str]) -> tuple[str, ...]:
+    if all(re.fullmatch(r"-?[0-9]+", name) for name in classes):
+        return tuple(sorted(classes, key=int))
+    return tuple(sorted(classes))
+
+
+def _read_rows(
+    path: Path, text_column: str, label_column: str
+) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield texts and labels in batches, each checked."""
+    read = _read_parquet if path.suffix == ".parquet" else _read_csv
+    num_rows = 0
+    for texts, labels in read(path, text_column, label_column):
+        checked: dict[str, list[str]] = {text_column: [], label_column: []}
+        for column, values in ((text_column, texts), (label_column, labels)):
+            for number, value in enumerate(values, start=num_rows + 1):
+                if value is None or not value.strip():
+                    raise InputError(f"{path}: row {number}: column {column!r} is empty")
+                checked[column].append(value if column == text_column else value.strip())
+        yield checked[text_column], checked[label_column]
+        num_rows += len(texts)
+    if num_rows == 0:
+        raise InputError(f"{path}: has no rows")
+
+
+def _check_columns(path: Path, found: list[str], wanted: tuple[str, str]) -> None:
+    for name, param in zip(wanted, ("text_column", "label_column"), strict=True):
+        if name not in found:
+            raise InputError(
+                f"{path}: has no column {name!r}; it has {', '.join(map(repr, found))}; "
+                f"set datasets.csv.{param}"
+            )
+
+
+def _read_csv(path: Path, *columns: str) -> Iterator[Rows]:
+    text_column, label_column = columns
+    try:
+        # Everything as written: `NA` is a word, and 007 is not 7.
+        with pd.read_csv(
+            path, encoding="utf-8-sig", dtype=str, keep_default_na=False, chunksize=ROWS_PER_GROUP
+        ) as reader:
+            for frame in reader:
+                _check_columns(path, list(frame.columns), (text_column, label_column))
+                yield frame[text_column].tolist(), frame[label_column].tolist()
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: line {_first_bad_line(path)}: not UTF-8") from None
+    except pd.errors.EmptyDataError:
+        raise InputError(f"{path}: is empty") from None
+    except pd.errors.ParserError as error:
+        reason = str(error).strip().removeprefix("Error tokenizing data. C error: ")
+        raise InputError(f"{path}: not a table: {reason}") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InputError(f"{path}: the gzip file is damaged or cut off: {error}") from None
+
+
+def _first_bad_line(path: Path) -> int:
+    opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    with opened as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    raise AssertionError("the file was not UTF-8 a moment ago")
+
+
+def _read_parquet(path: Path, *columns: str) -> Iterator[Rows]:
+    text_column, label_column = columns
+    try:
+        file = pq.ParquetFile(path)
+        _check_columns(path, file.schema_arrow.names, (text_column, label_column))
+        for name, allowed in ((text_column, "strings"), (label_column, "strings or integers")):
+            kind = file.schema_arrow.field(name).type
+            if pa.types.is_dictionary(kind):
+                kind = kind.value_type
+            is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            if not is_text and not (name == label_column and pa.types.is_integer(kind)):
+                raise InputError(f"{path}: column {name!r} must hold {allowed}, not {kind}")
+        for batch in file.iter_batches(ROWS_PER_GROUP, columns=[text_column, label_column]):
+            values = batch.to_pydict()
+            labels = [None if label is None else str(label) for label in values[label_column]]
+            yield values[text_column], labels
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,180 @@
+"""Turns reviews into token ids: a checkpoint's tokenizer, or one trained on the data."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import normalizers, pre_tokenizers, processors
+from tokenizers.models import WordLevel, WordPiece
+from tokenizers.trainers import WordLevelTrainer, WordPieceTrainer
+
+from distiltune import InputError
+from distiltune.artifacts import ROWS_PER_GROUP, TokenWriter, open_reviews, read_json
+from distiltune.config import TokenizerRow
+
+# Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?", keep the first 128
+# and the last 382 of 510 tokens; other lengths are divided in the same proportion.
+HEAD_TOKENS, ALL_TOKENS = 128, 510
+Ids = np.ndarray[Any, np.dtype[np.int32]]
+Lengths = np.ndarray[Any, np.dtype[np.int64]]
+PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
+# How the tokenizer is named to transformers, which makes it loadable by AutoTokenizer.
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def prepare_tokenizer(
+    row: TokenizerRow, max_length: int, checkpoint: Path, train_table: Path, output: Path
+) -> tokenizers.Tokenizer:
+    """Load the checkpoint's tokenizer or train one, and save it in `output`.
+
+    Args:
+        row: the type; `word` splits at spaces and punctuation, `wordpiece` is BERT's
+            (Schuster and Nakajima 2012), both in lower case.
+        max_length: the longest review in tokens, special ones included.
+        checkpoint: the folder of `download-checkpoint`.
+        train_table: the training split, for types that are trained.
+        output: the folder to save it in, as transformers reads it.
+
+    Raises:
+        InputError: the checkpoint takes no reviews of that length, or its tokenizer
+            cannot be read.
+    """
+    if row.type == "checkpoint":
+        return _load_tokenizer(checkpoint, max_length, output)
+    assert row.vocabulary_size is not None
+    special = [PAD, UNKNOWN] if row.type == "word" else [PAD, UNKNOWN, START, END]
+    trainer: WordLevelTrainer | WordPieceTrainer
+    if row.type == "word":
+        tokenizer = tokenizers.Tokenizer(WordLevel(unk_token=UNKNOWN))
+        trainer = WordLevelTrainer(
+            vocab_size=row.vocabulary_size, special_tokens=special, show_progress=False
+        )
+    else:
+        tokenizer = tokenizers.Tokenizer(WordPiece(unk_token=UNKNOWN))
+        trainer = WordPieceTrainer(
+            vocab_size=row.vocabulary_size, special_tokens=special, show_progress=False
+        )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Replace("<br />", " "), normalizers.BertNormalizer(lowercase=True)]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator(
+        (text for texts, _ in _batches(train_table) for text in texts), trainer
+    )
+    if row.type == "wordpiece":
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{START} $A {END}",
+            special_tokens=[(START, special.index(START)), (END, special.index(END))],
+        )
+    tokenizer.save(str(output / "tokenizer.json"))
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_length,
+        "pad_token": PAD,
+        "unk_token": UNKNOWN,
+    }
+    if row.type == "wordpiece":
+        config |= {"cls_token": START, "sep_token": END}
+    (output / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return tokenizer
+
+
+def _load_tokenizer(checkpoint: Path, max_length: int, output: Path) -> tokenizers.Tokenizer:
+    from transformers import AutoTokenizer
+
+    longest = read_json(checkpoint / "config.json").get("max_position_embeddings")
+    if longest is not None and max_length > longest:
+        raise InputError(
+            f"tokenize.max_length: {max_length} is more than the checkpoint takes; "
+            f"it has {longest} positions"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"the checkpoint's tokenizer cannot be read: {reason}") from None
+    if not tokenizer.is_fast:
+        raise InputError(f"the checkpoint's tokenizer {type(tokenizer).__name__} has no fast form")
+    tokenizer.model_max_length = max_length
+    tokenizer.save_pretrained(output)
+    return tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+
+
+def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+    """The tokenizer that `prepare_tokenizer` saved."""
+    return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+class Encoder:
+    """Encodes texts, all cores at work, with the truncation that the params name.
+
+    `head` keeps the first tokens; `head_tail` the first quarter and the rest from the
+    end (128 and 382 of 510), special tokens besides.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, max_length: int, truncation: str) -> None:
+        tokenizer.no_padding()
+        num_special = tokenizer.num_special_tokens_to_add(is_pair=False)
+        if truncation == "head":
+            tokenizer.enable_truncation(max_length)
+        else:
+            tokenizer.no_truncation()
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.truncation = truncation
+        content = max_length - num_special
+        self.head = content * HEAD_TOKENS // ALL_TOKENS + num_special // 2
+        unknown = tokenizer.token_to_id(UNKNOWN)
+        # Stands for a text of which the tokenizer keeps nothing, as of lone control characters.
+        self.nothing = np.array([0 if unknown is None else unknown], dtype=np.int32)
+
+    def encode(self, texts: list[str]) -> tuple[Ids, Lengths]:
+        """Ids of the texts one after the other (num_tokens,) and lengths (num_texts,)."""
+        rows = []
+        for encoding in self.tokenizer.encode_batch_fast(texts):
+            ids = np.array(encoding.ids, dtype=np.int32)
+            if len(ids) > self.max_length:
+                tail = self.max_length - self.head
+                ids = np.concatenate([ids[: self.head], ids[len(ids) - tail :]])
+            rows.append(ids if len(ids) else self.nothing)
+        return np.concatenate(rows), np.array([len(ids) for ids in rows], dtype=np.int64)
+
+
+def encode_split(encoder: Encoder, table: Path, output: Path) -> dict[str, int]:
+    """Encode one split into a token file, in batches.
+
+    Args:
+        encoder: tokenizer and truncation.
+        table: the split's reviews.
+        output: the token file; its metadata names the classes, length and truncation.
+
+    Returns:
+        `num_reviews`, `num_tokens` and `num_at_limit`, the reviews that fill `max_length`.
+    """
+    writer = TokenWriter(output)
+    counts = {"num_reviews": 0, "num_tokens": 0, "num_at_limit": 0}
+    for texts, labels in _batches(table):
+        ids, lengths = encoder.encode(texts)
+        writer.write(ids, lengths, np.array(labels, dtype=np.int64))
+        counts["num_reviews"] += len(lengths)
+        counts["num_tokens"] += len(ids)
+        counts["num_at_limit"] += int((lengths == encoder.max_length).sum())
+    _, info = open_reviews(table)
+    writer.close(
+        {
+            "dataset": info.dataset,
+            "label_names": json.dumps(info.label_names),
+            "max_length": str(encoder.max_length),
+            "truncation": encoder.truncation,
+        }
+    )
+    return counts
+
+
+def _batches(table: Path) -> Iterator[tuple[list[str], list[int]]]:
+    file, _ = open_reviews(table)
+    for batch in file.iter_batches(ROWS_PER_GROUP, columns=["text", "label"]):
+        yield batch["text"].to_pylist(), batch["label"].to_pylist()

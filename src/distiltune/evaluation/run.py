@@ -1,0 +1,146 @@
+"""One execution of the evaluate stage: model and test split in, metrics and plots out."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distiltune.artifacts import (
+    RUN_FILE,
+    new_file,
+    new_folder,
+    read_json,
+    read_reviews,
+    sha256_of,
+    write_json,
+)
+from distiltune.batching import read_tokens
+from distiltune.config import EvaluateConfig
+from distiltune.evaluation.metrics import (
+    Labels,
+    Probabilities,
+    accuracy_by_length,
+    classification_metrics,
+)
+from distiltune.evaluation.plots import write_plots
+from distiltune.inference import predict_logits
+from distiltune.models import load_model
+from distiltune.runtime import choose_runtime
+from distiltune.tracking import WEIGHTS_TAG, TrackedRun
+from distiltune.training import log_model, open_run, read_metrics
+
+WEIGHTS = "model.safetensors"
+
+
+def run_evaluation(
+    config: EvaluateConfig,
+    root: Path,
+    *,
+    model: Path,
+    tokens: Path,
+    table: Path,
+    history: Path,
+    metrics: Path,
+    predictions: Path,
+    plots: Path,
+) -> None:
+    """Evaluate the model on the test split, and log the result to the run that trained it.
+
+    Args:
+        config: what the stage reads of the params.
+        root: the main checkout, for MLflow's store.
+        model: the model's folder.
+        tokens: the test split's token file.
+        table: the test split's reviews, for the rows that stand in training too.
+        history: the records of the training, for a run that MLflow does not have.
+        metrics: the JSON file to write.
+        predictions: the Parquet file to write, a row for each review.
+        plots: the folder to write.
+    """
+    facts = read_json(model / RUN_FILE)
+    test = read_tokens(tokens)
+    runtime = choose_runtime(
+        config.device,
+        config.precision,
+        prefer_fp32_on_cpu=facts["params"]["model.architecture.type"] != "checkpoint",
+    )
+    print(f"evaluating {test.num_reviews:,} reviews on {runtime.description}", flush=True)
+    network = load_model(model).to(runtime.device)
+    logits = predict_logits(network, test, runtime)
+    probabilities = logits.double().softmax(1).numpy()
+    labels, num_tokens = test.labels.numpy(), test.lengths.numpy()
+    reviews, info = read_reviews(table, ["row", "in_train"])
+    in_train = reviews["in_train"].to_numpy()
+    results = all_metrics(labels, probabilities, num_tokens, info.label_names)
+    if not in_train.all():
+        results["without_training_copies"] = all_metrics(
+            labels[~in_train], probabilities[~in_train], num_tokens[~in_train], info.label_names
+        )
+    columns = {
+        "row": reviews["row"],
+        "label": pa.array(labels),
+        "predicted": pa.array(probabilities.argmax(1)),
+        **{f"probability_{n}": probabilities[:, i] for i, n in enumerate(info.label_names)},
+        "num_tokens": pa.array(num_tokens),
+        "in_train": reviews["in_train"],
+    }
+    with new_file(predictions) as partial:
+        pq.write_table(pa.table(columns), partial, compression="zstd")
+    with new_folder(plots) as folder:
+        write_plots(labels, probabilities, info.label_names, folder)
+    write_json(metrics, results)
+    print(
+        f"test accuracy {results['accuracy']:.2%} "
+        f"(95 % interval {results['accuracy_low']:.2%} to {results['accuracy_high']:.2%}), "
+        f"loss {results['loss']:.4f}",
+        flush=True,
+    )
+    tracked = _find_run(config, root, model, history, facts)
+    tracked.log_metrics(dict(_flat(results, "test")))
+    tracked.log_files(sorted(plots.iterdir()), "plots")
+    tracked.log_files([predictions, metrics], "test")
+    tracked.close()
+
+
+def all_metrics(
+    labels: Labels, probabilities: Probabilities, num_tokens: Labels, label_names: tuple[str, ...]
+) -> dict[str, Any]:
+    """The metrics of a set of reviews, and the accuracy by their length."""
+    return {
+        **classification_metrics(labels, probabilities, label_names),
+        "accuracy_by_length": accuracy_by_length(labels, probabilities, num_tokens),
+    }
+
+
+def _find_run(
+    config: EvaluateConfig, root: Path, model: Path, history: Path, facts: dict[str, Any]
+) -> TrackedRun:
+    """The run that trained these weights, or a new one that says the same."""
+    digest = sha256_of(model / WEIGHTS)
+    tracked = TrackedRun(root, config.tracking.experiment)
+    tracked.find(digest)
+    if tracked.was_found or tracked.is_lost:
+        return tracked
+    tracked = open_run(facts, root, config.tracking.experiment, False)
+    steps, epochs = read_metrics(history)
+    for step in steps:
+        tracked.log_step(step, int(step["step"]))
+    for epoch in epochs:
+        tracked.log_epoch(epoch, int(epoch["epoch"]))
+    tracked.set_tags({WEIGHTS_TAG: digest, "restored": "from files, by evaluate"})
+    if config.tracking.log_model:
+        log_model(tracked, model)
+    return tracked
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    """Nested numbers as `prefix/name/...`, in characters that MLflow allows."""
+    for name, value in values.items():
+        # MLflow allows letters, digits, and these; a class may be named anything.
+        path = f"{prefix}/{''.join(c if c.isalnum() or c in '_-. ' else '_' for c in name)}"
+        if isinstance(value, Mapping):
+            yield from _flat(value, path)
+        elif value is not None:
+            yield path, float(value)

@@ -1,0 +1,43 @@
+"""Runs a trained model over a split, without gradients."""
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from distiltune.batching import Tokens, batches, length_sorted_batches
+from distiltune.models import compute_logits
+from distiltune.runtime import Runtime
+
+MAX_TOKENS_PER_BATCH = 16_384
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: PreTrainedModel, tokens: Tokens, runtime: Runtime, *, padding_free: bool = True
+) -> torch.Tensor:
+    """Logits of every review, (num_reviews, num_labels) fp32 on the CPU, in their order.
+
+    The model is left in the mode, training or not, that it was in.
+    """
+    was_training = model.training
+    model.eval()
+    selections = list(length_sorted_batches(tokens.lengths, MAX_TOKENS_PER_BATCH))
+    outputs = []
+    for batch in batches(tokens, selections, runtime.device):
+        with runtime.autocast():
+            logits = compute_logits(
+                model, batch.ids, batch.offsets, batch.lengths, padding_free=padding_free
+            )
+        outputs.append(logits.float())
+    model.train(was_training)
+    order = torch.cat(selections)
+    in_order = torch.empty(tokens.num_reviews, outputs[0].shape[1])
+    in_order[order] = torch.cat(outputs).cpu()
+    return in_order
+
+
+def loss_and_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[float, float]:
+    """Mean cross-entropy and share of right answers, each review counted once."""
+    loss = functional.cross_entropy(logits, labels).item()
+    accuracy = (logits.argmax(1) == labels).float().mean().item()
+    return loss, accuracy

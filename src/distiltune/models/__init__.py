@@ -1,0 +1,150 @@
+"""Builds, saves and loads classifiers, and computes their logits on unpadded reviews."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
+
+from distiltune import InputError
+from distiltune.config import ModelRow
+from distiltune.models.lstm import LstmConfig, LstmForSequenceClassification
+from distiltune.models.packed import packed_logits
+
+
+def build_model(
+    row: ModelRow,
+    label_names: tuple[str, ...],
+    max_length: int,
+    tokenizer_folder: Path,
+    checkpoint_folder: Path,
+) -> PreTrainedModel:
+    """A classifier ready to be trained; random parts come from PyTorch's seed.
+
+    Args:
+        row: the architecture; `checkpoint` loads `checkpoint_folder` and draws a new head.
+        label_names: the classes.
+        max_length: the most tokens that a review has.
+        tokenizer_folder: gives the size of the vocabulary and the padding id.
+        checkpoint_folder: pretrained weights, read where the architecture says so.
+
+    Raises:
+        InputError: the checkpoint does not fit a classifier that transformers has.
+    """
+    labels = {
+        "num_labels": len(label_names),
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: i for i, name in enumerate(label_names)},
+    }
+    architecture = row.architecture
+    if architecture.type == "checkpoint":
+        # Silences the note that the head is new, which is what fine-tuning means.
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        try:
+            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+                checkpoint_folder,
+                **labels,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+        except (ValueError, OSError, RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"the checkpoint cannot be loaded as a classifier: {reason}") from None
+        return model
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
+    common = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **labels}
+    if architecture.type == "lstm":
+        return LstmForSequenceClassification(
+            LstmConfig(
+                embedding_size=architecture.embedding_size,
+                hidden_size=architecture.hidden_size,
+                num_hidden_layers=architecture.num_layers,
+                dropout=architecture.dropout,
+                **common,
+            )
+        )
+    return DistilBertForSequenceClassification(
+        DistilBertConfig(
+            dim=architecture.hidden_size,
+            n_layers=architecture.num_layers,
+            n_heads=architecture.num_heads,
+            hidden_dim=architecture.feed_forward_size,
+            dropout=architecture.dropout,
+            attention_dropout=architecture.dropout,
+            seq_classif_dropout=architecture.dropout,
+            max_position_embeddings=max_length,
+            **common,
+        )
+    )
+
+
+def save_model(model: PreTrainedModel, tokenizer_folder: Path, output: Path) -> None:
+    """Write weights (safetensors), config and tokenizer into one folder."""
+    model.save_pretrained(output)
+    for file in tokenizer_folder.iterdir():
+        shutil.copyfile(file, output / file.name)
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """Load what `save_model` wrote, for evaluation."""
+    AutoConfig.register(LstmConfig.model_type, LstmConfig, exist_ok=True)
+    AutoModelForSequenceClassification.register(
+        LstmConfig, LstmForSequenceClassification, exist_ok=True
+    )
+    transformers_logging.disable_progress_bar()
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    return model.eval()
+
+
+def compute_logits(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    offsets: torch.Tensor,
+    lengths: list[int],
+    *,
+    padding_free: bool = True,
+) -> torch.Tensor:
+    """Logits (num_reviews, num_labels) of concatenated reviews.
+
+    DistilBERT computes them as they are; any other model, or DistilBERT with
+    `padding_free=False`, gets them padded to the longest.
+
+    Args:
+        model: any sequence classifier of transformers, or the LSTM.
+        ids: (num_tokens,).
+        offsets: (num_reviews + 1,), where each review starts.
+        lengths: the reviews' lengths, on the host.
+        padding_free: whether to use the padding-free path where there is one.
+    """
+    if padding_free and has_padding_free_path(model):
+        return packed_logits(model, ids, offsets, lengths)
+    input_ids, attention_mask = pad(ids, offsets, lengths, model.config.pad_token_id or 0)
+    logits: torch.Tensor = model(input_ids=input_ids, attention_mask=attention_mask).logits
+    return logits
+
+
+def has_padding_free_path(model: PreTrainedModel) -> bool:
+    return isinstance(model, DistilBertForSequenceClassification)
+
+
+def pad(
+    ids: torch.Tensor, offsets: torch.Tensor, lengths: list[int], padding_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Input ids and attention mask, (num_reviews, longest) int64, padded on the right."""
+    columns = torch.arange(max(lengths), device=ids.device)
+    real = columns < offsets.diff()[:, None]
+    index = torch.where(real, offsets[:-1, None] + columns, 0)
+    return torch.where(real, ids[index], padding_id), real.long()

@@ -1,0 +1,107 @@
+"""The device and precision that a stage runs with, seeds, and what a stage's `main` does."""
+
+import os
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distiltune import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage; a user's mistake is printed without a traceback, exit status 1."""
+    try:
+        main()
+    except InputError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(1)
+
+
+def project_root() -> Path:
+    """The main checkout, also in a queued experiment, which runs in a temporary copy.
+
+    DVC names it in `DVC_ROOT`; without DVC it is the working directory.
+    """
+    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Where and how the arithmetic is done."""
+
+    device: "torch.device"
+    precision: str  # fp32, bf16 or fp16
+    description: str
+
+    def autocast(self) -> "torch.autocast":
+        """The context in which forward passes run: weights stay fp32, products do not."""
+        import torch
+
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        return torch.autocast(
+            self.device.type, dtype=dtype[self.precision], enabled=self.precision != "fp32"
+        )
+
+
+def choose_runtime(device: str, precision: str, *, prefer_fp32_on_cpu: bool = False) -> Runtime:
+    """Resolve `auto`: CUDA where there is one, and the fastest precision that it has.
+
+    bf16 needs an Ampere GPU or newer (fp16 with loss scaling before), or a CPU with
+    bf16 dot products. `prefer_fp32_on_cpu` is for models that gain nothing from it.
+
+    Raises:
+        InputError: `cuda` was asked for and there is none, or the device lacks the precision.
+    """
+    import torch
+
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise InputError(
+            "device: 'cuda' was asked for, and PyTorch sees no CUDA device here "
+            f"(torch {torch.__version__}); use -S device=cpu or auto, or install a CUDA build"
+        )
+    if device == "auto":
+        device = "cuda" if available else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        name = torch.cuda.get_device_name()
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+        fastest = "bf16" if has_bf16 else "fp16"
+    else:
+        name = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+        has_bf16 = _cpu_has_bf16()
+        fastest = "bf16" if has_bf16 and not prefer_fp32_on_cpu else "fp32"
+        if precision == "fp16":
+            raise InputError("precision: 'fp16' needs CUDA; on the CPU use auto, bf16 or fp32")
+    if precision == "bf16" and not has_bf16:
+        raise InputError(f"precision: 'bf16' is not supported by {name}; use auto or fp32")
+    precision = fastest if precision == "auto" else precision
+    return Runtime(
+        device=chosen, precision=precision, description=f"{device} ({name}), {precision}"
+    )
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware (AVX-512 BF16, AMX, or Arm's BF16)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return False
+    flags = set(cpuinfo.read_text().split())
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's generators, on every device."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

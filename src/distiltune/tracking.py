@@ -1,0 +1,307 @@
+"""The MLflow mirror: files are the truth, a run in MLflow shows them.
+
+Nothing else imports mlflow. What goes wrong here is said once and never stops a stage:
+`evaluate` writes from the files whatever run it does not find.
+"""
+
+import importlib.metadata
+import logging
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec
+
+from filelock import FileLock
+
+DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+WEIGHTS_TAG = "weights_sha256"
+SYSTEM_METRICS_SECONDS = 5
+# What the logged model needs where it is loaded.
+MODEL_REQUIREMENTS = (
+    "mlflow", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "safetensors", "tokenizers",
+    "torch", "transformers",
+)  # fmt: skip
+
+P = ParamSpec("P")
+
+
+def _mirrored(
+    method: Callable[Concatenate["TrackedRun", P], None],
+) -> Callable[Concatenate["TrackedRun", P], None]:
+    """Say what went wrong with MLflow, once, and go on without it."""
+
+    def guarded(run: "TrackedRun", /, *args: P.args, **kwargs: P.kwargs) -> None:
+        if run.is_lost:
+            return
+        try:
+            method(run, *args, **kwargs)
+        # Whatever a store, a server or a disk can do wrong must not end a training.
+        except Exception as error:
+            run.is_lost = True
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            print(
+                f"warning: MLflow: {reason}; going on without it. "
+                "The results are in metrics/ and data/; `dvc repro -f -s evaluate` logs them later",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    guarded.__doc__ = method.__doc__
+    return guarded
+
+
+class TrackedRun:
+    """One run in MLflow. Each method does nothing after the store has failed."""
+
+    def __init__(self, root: Path, experiment: str) -> None:
+        self.root = root
+        self.experiment = experiment
+        self.is_lost = False
+        self.run_id: str | None = None
+        self.was_found = False
+        self._waiting: list[Any] = []
+
+    @_mirrored
+    def start(
+        self,
+        *,
+        name: str,
+        params: Mapping[str, Any],
+        tags: Mapping[str, str],
+        dataset: str,
+        dataset_digest: str,
+        system_metrics: bool,
+    ) -> None:
+        """Open a new run.
+
+        Args:
+            name: the run's name where DVC gives no experiment name.
+            params: the resolved params of the active rows.
+            tags: device, versions, and so on.
+            dataset: the data set's name.
+            dataset_digest: sha256 of its training tokens.
+            system_metrics: whether to sample CPU, memory and GPU meanwhile.
+        """
+        mlflow = _import_mlflow()
+        experiment_id = self._experiment_id()
+        mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
+        run = mlflow.start_run(
+            experiment_id=experiment_id,
+            run_name=os.environ.get("DVC_EXP_NAME") or name,
+            tags={**tags, **_context_tags(self.root)},
+            log_system_metrics=system_metrics,
+        )
+        self.run_id = run.info.run_id
+        mlflow.log_params(dict(params))
+        source = mlflow.data.code_dataset_source.CodeDatasetSource({})
+        mlflow.log_input(
+            mlflow.data.meta_dataset.MetaDataset(source, name=dataset, digest=dataset_digest[:32]),
+            context="training",
+        )
+
+    @_mirrored
+    def find(self, weights_sha256: str) -> None:
+        """Take up the latest run whose weights have this checksum, if there is one."""
+        client = _import_mlflow().MlflowClient(_use_store(self.root))
+        runs = client.search_runs(
+            [self._experiment_id()],
+            filter_string=f"tags.{WEIGHTS_TAG} = '{weights_sha256}'",
+            order_by=["attributes.start_time DESC"],
+            max_results=1,
+        )
+        if runs:
+            self.run_id = runs[0].info.run_id
+            self.was_found = True
+
+    @_mirrored
+    def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
+        """Log numbers at a step, from a thread of MLflow's; missing ones are left out."""
+        mlflow = _import_mlflow()
+        now = int(time.time() * 1000)
+        batch = [
+            mlflow.entities.Metric(name, float(value), now, step)
+            for name, value in metrics.items()
+            if value is not None and not math.isnan(value)
+        ]
+        client = mlflow.MlflowClient()
+        self._waiting.append(client.log_batch(self.run_id, metrics=batch, synchronous=False))
+
+    def on_step(self, record: Any) -> None:
+        self.log_step(
+            {
+                "loss": record.loss,
+                "learning_rate": record.learning_rate,
+                "gradient_norm": record.gradient_norm,
+                "tokens_per_second": record.tokens_per_second,
+                "examples_per_second": record.examples_per_second,
+            },
+            record.step,
+        )
+
+    def on_epoch(self, record: Any) -> None:
+        self.log_epoch(vars(record), record.epoch)
+
+    def log_step(self, values: Mapping[str, float | None], step: int) -> None:
+        """Log a step's figures as `train/...`, by step."""
+        names = (
+            "loss", "learning_rate", "gradient_norm", "tokens_per_second", "examples_per_second",
+        )  # fmt: skip
+        self.log_metrics({f"train/{name}": values.get(name) for name in names}, step)
+
+    def log_epoch(self, values: Mapping[str, float | None], epoch: int) -> None:
+        """Log an epoch's figures as `epoch/...` and `validation/...`, by epoch."""
+        self.log_metrics(
+            {
+                "epoch/train_loss": values.get("train_loss"),
+                "epoch/train_accuracy": values.get("train_accuracy"),
+                "epoch/train_seconds": values.get("train_seconds"),
+                "validation/loss": values.get("validation_loss"),
+                "validation/accuracy": values.get("validation_accuracy"),
+            },
+            epoch,
+        )
+
+    @_mirrored
+    def log_model(self, folder: Path, label_names: Iterable[str], example: str) -> None:
+        """Log the model in MLflow's own format, with the code that runs it and no pickle.
+
+        `mlflow.pyfunc.load_model` then answers a table of texts with labels and
+        probabilities.
+
+        Args:
+            folder: the model's folder.
+            label_names: the classes.
+            example: a text, kept as the input example.
+        """
+        mlflow = _import_mlflow()
+        import pandas as pd
+        from mlflow.models import ModelSignature
+        from mlflow.types.schema import ColSpec, DataType, Schema
+
+        package = Path(__file__).parent
+        probabilities = ["probability", *(f"probability_{name}" for name in label_names)]
+        outputs = [ColSpec(DataType.string, "label")]
+        outputs += [ColSpec(DataType.double, name) for name in probabilities]
+        with mlflow.start_run(run_id=self.run_id, nested=True) if self.was_found else _Nothing():
+            mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(package / "serving.py"),
+                artifacts={"model": str(folder)},
+                code_paths=[str(package)],
+                signature=ModelSignature(
+                    Schema([ColSpec(DataType.string, "text")]), Schema(outputs)
+                ),
+                input_example=pd.DataFrame({"text": [example]}),
+                pip_requirements=[
+                    f"{name}=={importlib.metadata.version(name).split('+')[0]}"
+                    for name in MODEL_REQUIREMENTS
+                ],
+            )
+
+    @_mirrored
+    def log_files(self, files: Iterable[Path], folder: str) -> None:
+        """Log files as artifacts below `folder`."""
+        client = _import_mlflow().MlflowClient(_use_store(self.root))
+        for file in files:
+            client.log_artifact(self.run_id, str(file), folder)
+
+    @_mirrored
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        client = _import_mlflow().MlflowClient(_use_store(self.root))
+        for name, value in tags.items():
+            client.set_tag(self.run_id, name, value)
+
+    @_mirrored
+    def flush(self) -> None:
+        """Wait until what was logged from the thread has arrived."""
+        for operation in self._waiting:
+            operation.wait()
+        self._waiting.clear()
+
+    @_mirrored
+    def close(self, status: str = "FINISHED") -> None:
+        """Wait for what is under way and end the run."""
+        for operation in self._waiting:
+            operation.wait()
+        self._waiting.clear()
+        if not self.was_found:
+            _import_mlflow().end_run(status)
+
+    def _experiment_id(self) -> str:
+        """The experiment, made by the first process that wants it."""
+        mlflow = _import_mlflow()
+        uri = _use_store(self.root)
+        # Two processes that both make a new database would each find half a one.
+        with FileLock(self.root / ".dvc" / "tmp" / "mlflow.lock"):
+            found = mlflow.get_experiment_by_name(self.experiment)
+            if found is not None:
+                return str(found.experiment_id)
+            location = (self.root / ARTIFACTS).as_uri() if uri == _default_uri(self.root) else None
+            return str(mlflow.create_experiment(self.experiment, location))
+
+
+class _Nothing:
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _import_mlflow() -> Any:
+    """MLflow, which calls nobody and says nothing of its own start."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
+    import mlflow
+    import mlflow.data.code_dataset_source
+    import mlflow.data.meta_dataset
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return mlflow
+
+
+def _default_uri(root: Path) -> str:
+    return f"sqlite:///{root / DATABASE}"
+
+
+def _use_store(root: Path) -> str:
+    """Point MLflow at `MLFLOW_TRACKING_URI`, or at SQLite below the project's root."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or _default_uri(root)
+    (root / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
+    _import_mlflow().set_tracking_uri(uri)
+    return uri
+
+
+def _context_tags(root: Path) -> dict[str, str]:
+    """What DVC and git say of the run: experiment, baseline, commit."""
+    tags = {}
+    for name, variable in (
+        ("dvc_experiment", "DVC_EXP_NAME"),
+        ("dvc_baseline", "DVC_EXP_BASELINE_REV"),
+    ):
+        if value := os.environ.get(variable):
+            tags[name] = value
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"],  # noqa: S607 (the user's git, wherever it is)
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path.cwd() if (Path.cwd() / ".git").exists() else root,
+    )
+    if git.returncode == 0:
+        tags["git_commit"] = git.stdout.strip()
+    return tags
+
+
+def version_tags() -> dict[str, str]:
+    """The versions that a result may depend on."""
+    packages = ("torch", "transformers", "mlflow", "dvc")
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in packages
+    }

@@ -1,0 +1,148 @@
+"""What a training run did, by step and by epoch, and how it is shown while it runs."""
+
+import csv
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from distiltune.artifacts import write_csv
+
+STEPS_FILE, EPOCHS_FILE = "steps.csv", "epochs.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """The steps since the record before: mean loss and speed; rate and norm of the last."""
+
+    step: int
+    epoch: float
+    loss: float
+    learning_rate: float
+    gradient_norm: float | None
+    tokens_per_second: float | None
+    examples_per_second: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One epoch: the running training figures, then validation; seconds of each."""
+
+    epoch: int
+    step: int
+    train_loss: float
+    train_accuracy: float | None
+    validation_loss: float
+    validation_accuracy: float
+    train_seconds: float
+    validation_seconds: float
+
+
+class Reporter(Protocol):
+    """Is told of the training as it goes on."""
+
+    def on_step(self, record: StepRecord) -> None: ...
+
+    def on_epoch(self, record: EpochRecord) -> None: ...
+
+
+@dataclass(kw_only=True)
+class History:
+    """All the records of a run."""
+
+    steps: list[StepRecord] = field(default_factory=list)
+    epochs: list[EpochRecord] = field(default_factory=list)
+    best_epoch: int = 0
+    kept_epoch: int = 0
+
+    def write(self, folder: Path) -> None:
+        """Write `steps.csv` and `epochs.csv`."""
+        for name, record_class, records in (
+            (STEPS_FILE, StepRecord, self.steps),
+            (EPOCHS_FILE, EpochRecord, self.epochs),
+        ):
+            columns = [column.name for column in fields(record_class)]
+            rows = [list(asdict(record).values()) for record in records]
+            write_csv(folder / name, columns, rows)
+
+    def summary(self) -> dict[str, Any]:
+        """The metrics of the train stage."""
+        kept = self.epochs[self.kept_epoch - 1]
+        return {
+            "train_loss": kept.train_loss,
+            "train_accuracy": kept.train_accuracy,
+            "validation_loss": kept.validation_loss,
+            "validation_accuracy": kept.validation_accuracy,
+            "best_epoch": self.best_epoch,
+            "kept_epoch": self.kept_epoch,
+            "num_steps": self.epochs[-1].step,
+            "train_seconds": sum(record.train_seconds for record in self.epochs),
+            "validation_seconds": sum(record.validation_seconds for record in self.epochs),
+        }
+
+
+def read_metrics(folder: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """The records that `History.write` wrote, without the cells that are empty."""
+    found = []
+    for name in (STEPS_FILE, EPOCHS_FILE):
+        with (folder / name).open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file)
+            found.append([{k: float(v) for k, v in row.items() if v} for row in rows])
+    return found[0], found[1]
+
+
+class ConsoleReporter:
+    """A progress bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, num_steps: int, num_epochs: int) -> None:
+        self.num_steps = num_steps
+        self.num_epochs = num_epochs
+        self.bar = tqdm(total=num_steps, unit="step", disable=not sys.stderr.isatty(), leave=False)
+        self._last_shown = -math.inf
+
+    def on_step(self, record: StepRecord) -> None:
+        speed = f"{record.tokens_per_second:,.0f} tokens/s" if record.tokens_per_second else ""
+        if not self.bar.disable:
+            self.bar.set_postfix_str(f"loss {record.loss:.4f}, {speed}", refresh=False)
+            self.bar.update(record.step - self.bar.n)
+            return
+        print(
+            f"step {record.step}/{self.num_steps}  loss {record.loss:.4f}  "
+            f"rate {record.learning_rate:.2e}  {speed}",
+            flush=True,
+        )
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        accuracy = record.train_accuracy
+        train = "" if accuracy is None else f", accuracy {accuracy:.2%}"
+        tqdm.write(
+            f"epoch {record.epoch}/{self.num_epochs}: "
+            f"training loss {record.train_loss:.4f}{train}; "
+            f"validation loss {record.validation_loss:.4f}, "
+            f"accuracy {record.validation_accuracy:.2%}  "
+            f"({record.train_seconds:.1f} s + {record.validation_seconds:.1f} s)"
+        )
+        if record.epoch == self.num_epochs:
+            self.bar.close()
+
+
+class Recorder:
+    """Keeps the records and passes them on."""
+
+    def __init__(self, reporters: Sequence[Reporter]) -> None:
+        self.history = History()
+        self.reporters = reporters
+
+    def on_step(self, record: StepRecord) -> None:
+        self.history.steps.append(record)
+        for reporter in self.reporters:
+            reporter.on_step(record)
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        self.history.epochs.append(record)
+        for reporter in self.reporters:
+            reporter.on_epoch(record)

@@ -1,0 +1,220 @@
+"""The training loop: mixed precision, accumulation, no waiting for the device in a step."""
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from distiltune import InputError
+from distiltune.batching import (
+    Tokens,
+    batches,
+    bucketed_batches,
+    epoch_order,
+    random_batches,
+)
+from distiltune.config import TrainConfig
+from distiltune.inference import loss_and_accuracy, predict_logits
+from distiltune.models import compute_logits
+from distiltune.optimizers import build_optimizer, build_schedule
+from distiltune.runtime import Runtime
+from distiltune.training.history import EpochRecord, History, Recorder, Reporter, StepRecord
+
+
+def train_native(
+    config: TrainConfig,
+    model: PreTrainedModel,
+    train: Tokens,
+    validation: Tokens,
+    runtime: Runtime,
+    reporters: Sequence[Reporter],
+) -> History:
+    """Train the model in place and return the records of the run.
+
+    The loss of a step is the mean over its reviews, accumulated batches together. The
+    training accuracy is the running one: of each batch before its update. Validation
+    follows each epoch; with `keep: best` the model ends as it was after the best.
+
+    Args:
+        config: batch size, epochs, optimizer, clipping, and so on.
+        model: on the runtime's device, in training mode.
+        train: the training split.
+        validation: the validation split.
+        runtime: device and precision; fp16 scales the loss (Micikevicius et al. 2018).
+        reporters: are told of steps and epochs.
+
+    Raises:
+        InputError: the warm-up is longer than the training, or the loss is no number.
+    """
+    loop = _Loop(config, model, train, validation, runtime, reporters)
+    best_weights = None
+    for epoch in range(1, config.epochs + 1):
+        record = loop.run_epoch(epoch)
+        history = loop.recorder.history
+        best = max(history.epochs, key=lambda r: r.validation_accuracy)
+        if record is best and config.train.keep == "best":
+            best_weights = copy.deepcopy(model.state_dict())
+        history.best_epoch = best.epoch
+        history.kept_epoch = best.epoch if config.train.keep == "best" else epoch
+    if best_weights is not None:
+        model.load_state_dict(best_weights)
+    return loop.recorder.history
+
+
+class _Loop:
+    """The state of one training run."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: PreTrainedModel,
+        train: Tokens,
+        validation: Tokens,
+        runtime: Runtime,
+        reporters: Sequence[Reporter],
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.train = train
+        self.validation = validation
+        self.runtime = runtime
+        self.recorder = Recorder(reporters)
+        self.num_steps = config.num_steps(train.num_reviews)
+        self.optimizer = build_optimizer(model, config.optimizer_row, config.learning_rate)
+        self.schedule = build_schedule(self.optimizer, config.optimizer_row, self.num_steps)
+        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+        self.step = 0
+
+    def run_epoch(self, epoch: int) -> EpochRecord:
+        """One pass over the training split, then validation."""
+        started = time.perf_counter()
+        config, device = self.config, self.runtime.device
+        selections = self._selections(epoch)
+        group_size = config.train.gradient_accumulation_steps
+        epoch_sums = torch.zeros(2, device=device)  # loss, right answers
+        window = _Window(device)
+        self.model.train()
+        waiting = batches(self.train, selections, device)
+        for first in range(0, len(selections), group_size):
+            group = selections[first : first + group_size]
+            num_examples = sum(len(rows) for rows in group)
+            for _ in group:
+                batch = next(waiting)
+                with self.runtime.autocast():
+                    logits = compute_logits(
+                        self.model,
+                        batch.ids,
+                        batch.offsets,
+                        batch.lengths,
+                        padding_free=config.train.padding_free,
+                    )
+                logits = logits.float()
+                loss_sum = functional.cross_entropy(logits, batch.labels, reduction="sum")
+                self.scaler.scale(loss_sum / num_examples).backward()
+                right = (logits.detach().argmax(1) == batch.labels).sum()
+                sums = torch.stack([loss_sum.detach(), right])
+                epoch_sums += sums
+                window.add(sums[0], len(batch.labels), sum(batch.lengths))
+            self._update(epoch, first, len(selections), window)
+        train_loss, train_right = epoch_sums.tolist()
+        trained = time.perf_counter()
+        logits = predict_logits(
+            self.model, self.validation, self.runtime, padding_free=config.train.padding_free
+        )
+        validation_loss, validation_accuracy = loss_and_accuracy(logits, self.validation.labels)
+        record = EpochRecord(
+            epoch=epoch,
+            step=self.step,
+            train_loss=train_loss / self.train.num_reviews,
+            train_accuracy=train_right / self.train.num_reviews,
+            validation_loss=validation_loss,
+            validation_accuracy=validation_accuracy,
+            train_seconds=trained - started,
+            validation_seconds=time.perf_counter() - trained,
+        )
+        self.recorder.on_epoch(record)
+        return record
+
+    def _selections(self, epoch: int) -> list[torch.Tensor]:
+        order = epoch_order(self.train.num_reviews, self.config.seed, epoch)
+        if self.config.model_row.training.batch_order == "bucketed":
+            return bucketed_batches(
+                order, self.train.lengths, self.config.batch_size, self.config.seed, epoch
+            )
+        return random_batches(order, self.config.batch_size)
+
+    def _update(self, epoch: int, first: int, num_batches: int, window: "_Window") -> None:
+        """One optimizer step; a record of the last ones where it is time for it."""
+        clip = self.config.train.max_gradient_norm
+        is_logged = (self.step + 1) % self.config.train.log_every_steps == 0 or (
+            self.step + 1 == self.num_steps
+        )
+        norm = None
+        if clip is not None or is_logged:
+            self.scaler.unscale_(self.optimizer)
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            if clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), clip, norm)
+        learning_rate = float(self.schedule.get_last_lr()[0])
+        scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        # A step whose fp16 gradients overflowed was left out; its rate is used again.
+        if not self.scaler.is_enabled() or self.scaler.get_scale() >= scale:
+            self.schedule.step()
+        self.step += 1
+        if is_logged:
+            record = window.close(
+                step=self.step,
+                epoch=epoch - 1 + min(1.0, (first + 1) / num_batches),
+                learning_rate=learning_rate,
+                norm=norm,
+            )
+            if not math.isfinite(record.loss):
+                raise InputError(
+                    f"the loss is {record.loss} at step {self.step}, epoch {epoch}, learning rate "
+                    f"{learning_rate:g}; lower optimizers.{self.config.optimizer}.learning_rate"
+                )
+            self.recorder.on_step(record)
+
+
+class _Window:
+    """Sums since the last record; reading them is the only time that a step waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._open()
+
+    def _open(self) -> None:
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.num_examples = 0
+        self.num_tokens = 0
+        self.started = time.perf_counter()
+
+    def add(self, loss_sum: torch.Tensor, num_examples: int, num_tokens: int) -> None:
+        self.loss_sum += loss_sum
+        self.num_examples += num_examples
+        self.num_tokens += num_tokens
+
+    def close(
+        self, *, step: int, epoch: float, learning_rate: float, norm: torch.Tensor | None
+    ) -> StepRecord:
+        loss = self.loss_sum.item() / self.num_examples  # waits for the device
+        seconds = time.perf_counter() - self.started
+        record = StepRecord(
+            step=step,
+            epoch=epoch,
+            loss=loss,
+            learning_rate=learning_rate,
+            gradient_norm=None if norm is None else norm.item(),
+            tokens_per_second=self.num_tokens / seconds,
+            examples_per_second=self.num_examples / seconds,
+        )
+        self._open()
+        return record

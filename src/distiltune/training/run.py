@@ -1,0 +1,151 @@
+"""One execution of the train stage: data in, model and records out, a run in MLflow."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from distiltune.artifacts import RUN_FILE, new_folder, read_json, sha256_of, write_json
+from distiltune.batching import Tokens, read_tokens
+from distiltune.config import TrainConfig
+from distiltune.models import build_model, has_padding_free_path, save_model
+from distiltune.runtime import Runtime, choose_runtime, seed_everything
+from distiltune.tracking import WEIGHTS_TAG, TrackedRun, version_tags
+from distiltune.training.history import ConsoleReporter, Reporter
+from distiltune.training.native import train_native
+from distiltune.training.trainer import train_with_trainer
+
+ENGINES = {"native": train_native, "trainer": train_with_trainer}
+WEIGHTS = "model.safetensors"
+
+
+def run_training(
+    config: TrainConfig,
+    root: Path,
+    *,
+    tokens: Path,
+    tokenizer: Path,
+    checkpoint: Path,
+    model: Path,
+    history: Path,
+) -> dict[str, Any]:
+    """Train, write the model and the history, and mirror both in MLflow.
+
+    Args:
+        config: what the stage reads of the params.
+        root: the main checkout, for MLflow's store.
+        tokens: the folder with the token files.
+        tokenizer: the tokenizer's folder, saved with the model.
+        checkpoint: the pretrained weights' folder.
+        model: the folder to write the model into.
+        history: the folder to write the records into.
+
+    Returns:
+        The metrics of the stage.
+
+    Raises:
+        InputError: a param does not fit the data or the device.
+    """
+    train = read_tokens(tokens / "train.safetensors")
+    validation = read_tokens(tokens / "validation.safetensors")
+    num_steps = config.num_steps(train.num_reviews)
+    from_scratch = config.model_row.architecture.type != "checkpoint"
+    runtime = choose_runtime(config.device, config.precision, prefer_fp32_on_cpu=from_scratch)
+    seed_everything(config.seed)
+    network = build_model(
+        config.model_row, train.info.label_names, train.max_length, tokenizer, checkpoint
+    ).to(runtime.device)
+    padding_free = config.train.padding_free and has_padding_free_path(network)
+    padding_free = padding_free and config.engine == "native"
+    num_weights = sum(parameter.numel() for parameter in network.parameters())
+    print(
+        f"{config.model} ({num_weights / 1e6:.1f} M weights) with {config.optimizer}, engine "
+        f"{config.engine}{', padding-free' if padding_free else ''}, on {runtime.description}\n"
+        f"{train.num_reviews:,} reviews, {len(train.ids):,} tokens; {num_steps:,} steps",
+        flush=True,
+    )
+    facts = {
+        "name": f"{train.info.dataset}-{config.model}-{config.optimizer}-{config.seed}",
+        "params": _resolved(config, runtime, train, validation, num_steps),
+        "tags": {"device": runtime.description, **version_tags()},
+        "dataset": train.info.dataset,
+        "dataset_digest": sha256_of(tokens / "train.safetensors"),
+        "label_names": train.info.label_names,
+        "max_length": train.max_length,
+        "truncation": train.truncation,
+    }
+    tracked = open_run(facts, root, config.tracking.experiment, config.tracking.system_metrics)
+    reporters: list[Reporter] = [ConsoleReporter(num_steps, config.epochs), tracked]
+    status = "FAILED"
+    try:
+        records = ENGINES[config.engine](config, network, train, validation, runtime, reporters)
+        with new_folder(model) as folder:
+            save_model(network, tokenizer, folder)
+            write_json(folder / RUN_FILE, facts)
+        with new_folder(history) as folder:
+            records.write(folder)
+        summary = records.summary()
+        # Only now can `evaluate` find the run: it looks for the weights.
+        tracked.set_tags({WEIGHTS_TAG: sha256_of(model / WEIGHTS)})
+        tracked.log_metrics({f"final/{name}": value for name, value in summary.items()})
+        if config.tracking.log_model:
+            log_model(tracked, model)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracked.close(status)
+    return summary
+
+
+def open_run(facts: dict[str, Any], root: Path, experiment: str, metrics: bool) -> TrackedRun:
+    """A new run in MLflow with what a model's `run.json` says."""
+    tracked = TrackedRun(root, experiment)
+    tracked.start(
+        name=facts["name"],
+        params=facts["params"],
+        tags=facts["tags"],
+        dataset=facts["dataset"],
+        dataset_digest=facts["dataset_digest"],
+        system_metrics=metrics,
+    )
+    return tracked
+
+
+def log_model(tracked: TrackedRun, model: Path) -> None:
+    """Log a model folder, with a made-up review as the input example."""
+    label_names = read_json(model / RUN_FILE)["label_names"]
+    tracked.log_model(model, label_names, "The plot is thin, but the acting is superb.")
+
+
+def _resolved(
+    config: TrainConfig, runtime: Runtime, train: Tokens, validation: Tokens, num_steps: int
+) -> dict[str, Any]:
+    """The params that this run is made of, of the active rows alone."""
+    params: dict[str, Any] = {
+        "dataset": train.info.dataset,
+        "model": config.model,
+        "optimizer": config.optimizer,
+        "engine": config.engine,
+        "seed": config.seed,
+        "device": runtime.device.type,
+        "precision": runtime.precision,
+        "batch_size": config.batch_size,
+        "epochs": config.epochs,
+        "learning_rate": config.learning_rate,
+        "num_steps": num_steps,
+        "split.train": train.num_reviews,
+        "split.validation": validation.num_reviews,
+        "tokenize.max_length": train.max_length,
+        "tokenize.truncation": train.truncation,
+    }
+    params |= {f"optimizer.{name}": v for name, v in asdict(config.optimizer_row).items()}
+    params |= {f"train.{name}": v for name, v in asdict(config.train).items()}
+    row = asdict(config.model_row)
+    for table in ("checkpoint", "architecture", "training"):
+        params |= {f"model.{table}.{name}": v for name, v in (row[table] or {}).items()}
+    # The resolved values stand above.
+    for name in ("train.batch_size", "train.epochs", "model.training.batch_size",
+                 "model.training.epochs"):  # fmt: skip
+        del params[name]
+    return params

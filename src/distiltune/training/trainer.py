@@ -1,0 +1,185 @@
+"""`engine: trainer`: the Hugging Face Trainer on the same tokens, optimizer and schedule.
+
+For comparison. It draws its own data order and pads each batch to its longest review.
+"""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from distiltune.batching import Tokens
+from distiltune.config import TrainConfig
+from distiltune.optimizers import build_optimizer, build_schedule
+from distiltune.runtime import Runtime
+from distiltune.training.history import EpochRecord, History, Recorder, Reporter, StepRecord
+
+
+class _Reviews(Dataset[dict[str, torch.Tensor]]):
+    """One review at a time, as the Trainer reads them."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return self.tokens.num_reviews
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        start, end = self.tokens.offsets[i], self.tokens.offsets[i + 1]
+        return {"input_ids": self.tokens.ids[start:end], "labels": self.tokens.labels[i]}
+
+
+class _Collator:
+    """Pads to the longest review of the batch."""
+
+    def __init__(self, padding_id: int) -> None:
+        self.padding_id = padding_id
+
+    def __call__(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        ids = [example["input_ids"].long() for example in examples]
+        lengths = torch.tensor([len(review) for review in ids])
+        padded = torch.nn.utils.rnn.pad_sequence(ids, True, self.padding_id)
+        mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
+        labels = torch.stack([example["labels"] for example in examples])
+        return {"input_ids": padded, "attention_mask": mask, "labels": labels}
+
+
+class _Callback(TrainerCallback):
+    """Turns the Trainer's logs into records."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.epoch_started = 0.0
+        self.epoch_ended = 0.0
+        self.losses: list[float] = []
+
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        self.epoch_started = time.perf_counter()
+        self.losses = []
+
+    def on_epoch_end(self, *_: Any, **__: Any) -> None:
+        self.epoch_ended = time.perf_counter()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        self.losses.append(logs["loss"])
+        self.recorder.on_step(
+            StepRecord(
+                step=state.global_step,
+                epoch=state.epoch or 0.0,
+                loss=logs["loss"],
+                learning_rate=logs["learning_rate"],
+                gradient_norm=logs.get("grad_norm"),
+                tokens_per_second=None,
+                examples_per_second=None,
+            )
+        )
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        assert metrics is not None
+        logged = self.losses or [record.loss for record in self.recorder.history.steps[-1:]]
+        self.recorder.on_epoch(
+            EpochRecord(
+                epoch=round(state.epoch or 0),
+                step=state.global_step,
+                train_loss=float(np.mean(logged)) if logged else float("nan"),
+                train_accuracy=None,
+                validation_loss=metrics["eval_loss"],
+                validation_accuracy=metrics["eval_accuracy"],
+                train_seconds=self.epoch_ended - self.epoch_started,
+                validation_seconds=time.perf_counter() - self.epoch_ended,
+            )
+        )
+
+
+def train_with_trainer(
+    config: TrainConfig,
+    model: PreTrainedModel,
+    train: Tokens,
+    validation: Tokens,
+    runtime: Runtime,
+    reporters: Sequence[Reporter],
+) -> History:
+    """Train the model in place with `transformers.Trainer`; see `train_native`.
+
+    The Trainer gives no running training accuracy, so that field stays empty; its
+    training loss is the mean of the logged ones.
+    """
+    num_steps = config.num_steps(train.num_reviews)
+    optimizer = build_optimizer(model, config.optimizer_row, config.learning_rate)
+    schedule = build_schedule(optimizer, config.optimizer_row, num_steps)
+    keep_best = config.train.keep == "best"
+    recorder = Recorder(reporters)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=config.epochs,
+            per_device_train_batch_size=config.batch_size,
+            per_device_eval_batch_size=config.batch_size * 4,
+            gradient_accumulation_steps=config.train.gradient_accumulation_steps,
+            max_grad_norm=config.train.max_gradient_norm or 0.0,
+            bf16=runtime.precision == "bf16",
+            fp16=runtime.precision == "fp16",
+            use_cpu=runtime.device.type == "cpu",
+            seed=config.seed,
+            logging_steps=min(config.train.log_every_steps, num_steps),
+            eval_strategy="epoch",
+            save_strategy="epoch" if keep_best else "no",
+            save_total_limit=1,
+            load_best_model_at_end=keep_best,
+            metric_for_best_model="accuracy",
+            greater_is_better=True,
+            report_to=[],
+            disable_tqdm=True,
+            dataloader_pin_memory=runtime.device.type == "cuda",
+        )
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=_Reviews(train),
+            eval_dataset=_Reviews(validation),
+            data_collator=_Collator(model.config.pad_token_id or 0),
+            optimizers=(optimizer, schedule),
+            compute_metrics=_accuracy,
+            callbacks=[_Callback(recorder)],
+        )
+        # Its own log lines would come twice, once from the reporters.
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    history = recorder.history
+    history.best_epoch = max(history.epochs, key=lambda r: r.validation_accuracy).epoch
+    history.kept_epoch = history.best_epoch if keep_best else config.epochs
+    return history
+
+
+def _accuracy(prediction: Any) -> dict[str, float]:
+    right = np.argmax(prediction.predictions, axis=1) == prediction.label_ids
+    return {"accuracy": float(right.mean())}

@@ -1,0 +1,25 @@
+"""Brings the reviews in as one table: from the archive, a generator, or your files."""
+
+from pathlib import Path
+
+from distiltune import sample
+from distiltune.config import CsvRow, DownloadConfig, ImdbRow, load
+from distiltune.dataset import download_imdb, import_files, write_table
+from distiltune.runtime import project_root, run_stage
+
+OUTPUT = Path("data/reviews.parquet")
+
+
+def main() -> None:
+    source = load(DownloadConfig).source
+    if isinstance(source, ImdbRow):
+        download_imdb(source, project_root(), OUTPUT)
+    elif isinstance(source, CsvRow):
+        import_files(source, project_root(), OUTPUT)
+    else:
+        texts, labels = sample.generate_reviews(source.num_reviews, source.seed)
+        write_table(OUTPUT, texts, labels, sample.SAMPLE_INFO)
+
+
+if __name__ == "__main__":
+    run_stage(main)

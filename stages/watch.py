@@ -1,0 +1,21 @@
+"""Notices when a file of `dataset: csv` changes: DVC runs this each time, and it is quick."""
+
+from pathlib import Path
+
+from distiltune.artifacts import new_folder, sha256_of
+from distiltune.config import WatchConfig, load
+from distiltune.dataset import find_file
+from distiltune.runtime import project_root, run_stage
+
+
+def main() -> None:
+    config = load(WatchConfig)
+    for path in config.paths:
+        with new_folder(Path("inputs/csv") / f"{path}.watched") as folder:
+            if config.dataset == "csv":
+                digest = sha256_of(find_file(path, project_root()))
+                (folder / "sha256").write_text(digest + "\n")
+
+
+if __name__ == "__main__":
+    run_stage(main)
