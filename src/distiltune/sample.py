@@ -81,10 +81,10 @@ def generate_reviews(num_reviews: int, seed: int) -> tuple[list[str], list[int]]
 
 
 def _review(generator: random.Random, label: int) -> str:
-    sentences = [_sentence(generator, label) for _ in range(generator.randint(2, 4))]
+    sentences = [_sentence(generator, label) for _ in range(generator.randint(1, 2))]
     if generator.random() < 0.3:
         sentences.append(_verdict(generator, label))
-    for _ in range(generator.randint(0, 2)):
+    for _ in range(generator.randint(0, 1)):
         sentences.insert(generator.randint(0, len(sentences)), _neutral(generator))
     return " ".join(sentences)
 

@@ -113,6 +113,7 @@ class DistilBertArchitecture:
     num_heads: Count
     feed_forward_size: Count
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    initializer_range: Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

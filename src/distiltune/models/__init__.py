@@ -83,6 +83,7 @@ def build_model(
             dropout=architecture.dropout,
             attention_dropout=architecture.dropout,
             seq_classif_dropout=architecture.dropout,
+            initializer_range=architecture.initializer_range,
             max_position_embeddings=max_length,
             **common,
         )

