@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tokenizers
 from tokenizers import normalizers, pre_tokenizers, processors
-from tokenizers.models import WordLevel, WordPiece
-from tokenizers.trainers import WordLevelTrainer, WordPieceTrainer
+from tokenizers.models import BPE, WordLevel
+from tokenizers.trainers import BpeTrainer, WordLevelTrainer
 
 from distiltune import InputError
 from distiltune.artifacts import ROWS_PER_GROUP, TokenWriter, open_reviews, read_json
@@ -31,8 +31,10 @@ def prepare_tokenizer(
     """Load the checkpoint's tokenizer or train one, and save it in `output`.
 
     Args:
-        row: the type; `word` splits at spaces and punctuation, `wordpiece` is BERT's
-            (Schuster and Nakajima 2012), both in lower case.
+        row: the type; `word` splits at spaces and punctuation, `bpe` goes on with
+            byte-pair encoding (Sennrich et al. 2016) between two special tokens, both
+            in lower case. The same texts always give the same tokenizer, which
+            WordPiece's trainer does not.
         max_length: the longest review in tokens, special ones included.
         checkpoint: the folder of `download-checkpoint`.
         train_table: the training split, for types that are trained.
@@ -46,15 +48,15 @@ def prepare_tokenizer(
         return _load_tokenizer(checkpoint, max_length, output)
     assert row.vocabulary_size is not None
     special = [PAD, UNKNOWN] if row.type == "word" else [PAD, UNKNOWN, START, END]
-    trainer: WordLevelTrainer | WordPieceTrainer
+    trainer: WordLevelTrainer | BpeTrainer
     if row.type == "word":
         tokenizer = tokenizers.Tokenizer(WordLevel(unk_token=UNKNOWN))
         trainer = WordLevelTrainer(
             vocab_size=row.vocabulary_size, special_tokens=special, show_progress=False
         )
     else:
-        tokenizer = tokenizers.Tokenizer(WordPiece(unk_token=UNKNOWN))
-        trainer = WordPieceTrainer(
+        tokenizer = tokenizers.Tokenizer(BPE(unk_token=UNKNOWN))
+        trainer = BpeTrainer(
             vocab_size=row.vocabulary_size, special_tokens=special, show_progress=False
         )
     tokenizer.normalizer = normalizers.Sequence(
@@ -64,7 +66,7 @@ def prepare_tokenizer(
     tokenizer.train_from_iterator(
         (text for texts, _ in _batches(train_table) for text in texts), trainer
     )
-    if row.type == "wordpiece":
+    if row.type == "bpe":
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{START} $A {END}",
             special_tokens=[(START, special.index(START)), (END, special.index(END))],
@@ -76,7 +78,7 @@ def prepare_tokenizer(
         "pad_token": PAD,
         "unk_token": UNKNOWN,
     }
-    if row.type == "wordpiece":
+    if row.type == "bpe":
         config |= {"cls_token": START, "sep_token": END}
     (output / TOKENIZER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return tokenizer

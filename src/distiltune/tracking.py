@@ -257,6 +257,7 @@ def _import_mlflow() -> Any:
     """MLflow, which calls nobody and says nothing of its own start."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     import mlflow.data.code_dataset_source
     import mlflow.data.meta_dataset

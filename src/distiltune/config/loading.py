@@ -197,7 +197,7 @@ def _model_contradictions(where: str, row: ModelRow) -> typing.Iterator[str]:
     if (checkpoint is None) == (tokenizer.type == "checkpoint"):
         yield f"{where}.tokenizer.type: {tokenizer.type!r} does not go with {where}.checkpoint"
     if (tokenizer.vocabulary_size is None) != (tokenizer.type == "checkpoint"):
-        yield f"{where}.tokenizer.vocabulary_size: goes with type word or wordpiece, and must there"
+        yield f"{where}.tokenizer.vocabulary_size: goes with type word or bpe, and must there"
     if checkpoint and not checkpoint.folder and not (checkpoint.repository and checkpoint.revision):
         yield f"{where}.checkpoint: needs repository and revision, or folder"
     if (

@@ -93,9 +93,9 @@ class CheckpointRow:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TokenizerRow:
-    """`checkpoint` takes the checkpoint's; `word` and `wordpiece` are trained on the data."""
+    """`checkpoint` takes the checkpoint's; `word` and `bpe` are trained on the data."""
 
-    type: Literal["checkpoint", "word", "wordpiece"]
+    type: Literal["checkpoint", "word", "bpe"]
     max_length: Annotated[int, Field(ge=3)]
     vocabulary_size: Annotated[int, Field(ge=10)] | None = None
 

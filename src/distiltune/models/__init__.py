@@ -39,6 +39,7 @@ def build_model(
     Raises:
         InputError: the checkpoint does not fit a classifier that transformers has.
     """
+    transformers_logging.disable_progress_bar()
     labels = {
         "num_labels": len(label_names),
         "id2label": dict(enumerate(label_names)),
@@ -48,7 +49,6 @@ def build_model(
     if architecture.type == "checkpoint":
         # Silences the note that the head is new, which is what fine-tuning means.
         transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
         try:
             model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
                 checkpoint_folder,

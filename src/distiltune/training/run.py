@@ -4,6 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from distiltune.artifacts import RUN_FILE, new_folder, read_json, sha256_of, write_json
 from distiltune.batching import Tokens, read_tokens
 from distiltune.config import TrainConfig
@@ -16,6 +18,7 @@ from distiltune.training.trainer import train_with_trainer
 
 ENGINES = {"native": train_native, "trainer": train_with_trainer}
 WEIGHTS = "model.safetensors"
+SINGLE_THREAD_WEIGHTS = 1_000_000
 
 
 def run_training(
@@ -54,9 +57,12 @@ def run_training(
     network = build_model(
         config.model_row, train.info.label_names, train.max_length, tokenizer, checkpoint
     ).to(runtime.device)
+    num_weights = sum(parameter.numel() for parameter in network.parameters())
+    if num_weights < SINGLE_THREAD_WEIGHTS:
+        # Handing out products this small costs more than it saves, and two runs can share.
+        torch.set_num_threads(1)
     padding_free = config.train.padding_free and has_padding_free_path(network)
     padding_free = padding_free and config.engine == "native"
-    num_weights = sum(parameter.numel() for parameter in network.parameters())
     print(
         f"{config.model} ({num_weights / 1e6:.1f} M weights) with {config.optimizer}, engine "
         f"{config.engine}{', padding-free' if padding_free else ''}, on {runtime.description}\n"
