@@ -42,7 +42,6 @@ class WatchConfig:
 class DownloadConfig:
     """What the stage `download` reads."""
 
-    dataset: Annotated[str, "dataset"]
     source: Annotated[ImdbRow | SampleRow | CsvRow, "datasets.${dataset}"]
 
 
@@ -66,7 +65,6 @@ class SplitConfig:
 class TokenizeConfig:
     """What the stage `tokenize` reads."""
 
-    model: Annotated[str, "model"]
     tokenizer: Annotated[TokenizerRow, "models.${model}.tokenizer"]
     tokenize: Annotated[TokenizeTable, "tokenize"]
 
