@@ -65,15 +65,14 @@ class Project:
         result = self.run("dvc", *arguments, check=check, **changes)
         return result.stdout + result.stderr
 
-    def stage(self, name: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def stage(
+        self, name: str, check: bool = True, **changes: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run one stage without DVC."""
-        return self.run(sys.executable, "-m", f"stages.{name}", check=check)
-
-    def set_params(self, **changes: Any) -> None:
-        """Change params by their dotted names; `__` stands for a dot in a keyword."""
-        self.change_params({name.replace("__", "."): value for name, value in changes.items()})
+        return self.run(sys.executable, "-m", f"stages.{name}", check=check, **changes)
 
     def change_params(self, changes: dict[str, Any]) -> None:
+        """Change params by their dotted names."""
         file = self.root / "params.yaml"
         params = yaml.safe_load(file.read_text())
         for name, value in changes.items():
@@ -92,31 +91,35 @@ class Project:
         self.git("commit", "-qm", "change")
 
 
+def make_project(root: Path, small: bool = True) -> Project:
+    """Copy the project's files, as they are now, into a repository of their own."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for file in filter(None, listing.stdout.split("\0")):
+        if (ROOT / file).is_file():
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / file, root / file)
+    project = Project(root)
+    project.git("init", "-q", "-b", "main")
+    project.git("config", "user.name", "test")
+    project.git("config", "user.email", "test@localhost")
+    if small:
+        project.change_params(SMALL)
+    project.commit()
+    return project
+
+
 @pytest.fixture
 def new_project(tmp_path: Path) -> Callable[..., Project]:
-    """Makes copies of the project's files, as they are now, each in a repository of its own."""
+    """Makes projects below the test's folder."""
 
     def make(name: str = "project", small: bool = True) -> Project:
-        root = tmp_path / name
-        listing = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard", "-z"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        for file in filter(None, listing.stdout.split("\0")):
-            if (ROOT / file).is_file():
-                (root / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / file, root / file)
-        project = Project(root)
-        project.git("init", "-q", "-b", "main")
-        project.git("config", "user.name", "test")
-        project.git("config", "user.email", "test@localhost")
-        if small:
-            project.change_params(SMALL)
-        project.commit()
-        return project
+        return make_project(tmp_path / name, small)
 
     return make
 
@@ -124,3 +127,18 @@ def new_project(tmp_path: Path) -> Callable[..., Project]:
 @pytest.fixture
 def project(new_project: Callable[..., Project]) -> Project:
     return new_project()
+
+
+@pytest.fixture(scope="session")
+def _tokenized(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = make_project(tmp_path_factory.mktemp("tokenized") / "project")
+    for stage in ("download", "download_checkpoint", "split", "tokenize"):
+        project.stage(stage)
+    return project
+
+
+@pytest.fixture
+def prepared(_tokenized: Project, tmp_path: Path) -> Project:
+    """A small project whose data is tokenized already."""
+    shutil.copytree(_tokenized.root, tmp_path / "project")
+    return Project(tmp_path / "project")

@@ -20,7 +20,6 @@ from filelock import FileLock
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 WEIGHTS_TAG = "weights_sha256"
-SYSTEM_METRICS_SECONDS = 5
 # What the logged model needs where it is loaded.
 MODEL_REQUIREMENTS = (
     "mlflow", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "safetensors", "tokenizers",
@@ -89,7 +88,6 @@ class TrackedRun:
         """
         mlflow = _import_mlflow()
         experiment_id = self._experiment_id()
-        mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
         run = mlflow.start_run(
             experiment_id=experiment_id,
             run_name=os.environ.get("DVC_EXP_NAME") or name,
@@ -258,6 +256,7 @@ def _import_mlflow() -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
     import mlflow
     import mlflow.data.code_dataset_source
     import mlflow.data.meta_dataset

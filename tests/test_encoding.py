@@ -1,0 +1,140 @@
+"""The tokenize stage: truncation, special tokens, token files, trained tokenizers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
+
+from distiltune import InputError
+from distiltune.artifacts import DatasetInfo, TokenWriter
+from distiltune.batching import Tokens, batches, bucketed_batches, epoch_order, gather, read_tokens
+from distiltune.config import TokenizerRow
+from distiltune.dataset import write_table
+from distiltune.encoding import Encoder, encode_split, prepare_tokenizer
+
+TEXTS = ["one two three", "a b c d e f g h i j k l", "<br />One, TWO!", "\x00\x01", "two " * 500]
+INFO = DatasetInfo(dataset="x", label_names=("no", "yes"))
+
+
+def number_tokenizer(special: bool = True) -> tokenizers.Tokenizer:
+    """Word `n` is id n; 1000 starts and 1001 ends a text."""
+    vocabulary = {str(i): i for i in range(1000)} | {"[CLS]": 1000, "[SEP]": 1001, "[UNK]": 1002}
+    tokenizer = tokenizers.Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    if special:
+        tokenizer.post_processor = TemplateProcessing(
+            single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1000), ("[SEP]", 1001)]
+        )
+    return tokenizer
+
+
+def test_head_keeps_the_first_tokens() -> None:
+    ids, lengths = Encoder(number_tokenizer(), 8, "head").encode(
+        ["0 1 2", " ".join(map(str, range(20)))]
+    )
+    assert lengths.tolist() == [5, 8]
+    assert ids.tolist() == [1000, 0, 1, 2, 1001, 1000, 0, 1, 2, 3, 4, 5, 1001]
+
+
+def test_head_tail_keeps_128_and_382_of_510() -> None:
+    text = " ".join(map(str, range(900)))
+    ids, lengths = Encoder(number_tokenizer(), 512, "head_tail").encode([text, "5 6"])
+    assert lengths.tolist() == [512, 4]
+    assert ids[:512].tolist() == [1000, *range(128), *range(900 - 382, 900), 1001]
+    assert ids[512:].tolist() == [1000, 5, 6, 1001]
+
+
+def test_head_tail_without_special_tokens() -> None:
+    text = " ".join(map(str, range(100)))
+    ids, _ = Encoder(number_tokenizer(special=False), 51, "head_tail").encode([text])
+    assert ids.tolist() == [*range(12), *range(100 - 39, 100)]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "train.parquet"
+    write_table(path, TEXTS, [0, 1, 0, 1, 1], INFO)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_a_trained_tokenizer_is_the_same_each_time_and_transformers_reads_it(
+    table: Path, tmp_path: Path, kind: Any
+) -> None:
+    row = TokenizerRow(type=kind, max_length=16, vocabulary_size=40)
+    saved = []
+    for name in ("first", "second"):
+        folder = tmp_path / name
+        folder.mkdir()
+        trained = prepare_tokenizer(row, 16, tmp_path, table, folder)
+        saved.append((folder / "tokenizer.json").read_bytes())
+    assert saved[0] == saved[1]
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "first")
+    assert loaded.pad_token_id == 0
+    ids, lengths = Encoder(trained, 16, "head").encode(TEXTS)
+    expected = [loaded(text, truncation=True, max_length=16)["input_ids"] for text in TEXTS]
+    expected[3] = expected[3] or [1]  # a text with nothing in it is one unknown token
+    assert ids.tolist() == [i for row in expected for i in row]
+    assert lengths.tolist() == [len(row) for row in expected]
+
+
+def test_a_token_file_can_be_mapped_and_says_what_it_is(table: Path, tmp_path: Path) -> None:
+    encoder = Encoder(number_tokenizer(), 8, "head")
+    counts = encode_split(encoder, table, tmp_path / "t.safetensors")
+    tokens = read_tokens(tmp_path / "t.safetensors")
+    ids, lengths = encoder.encode(TEXTS)
+    assert tokens.ids.tolist() == ids.tolist()
+    assert tokens.lengths.tolist() == lengths.tolist()
+    assert tokens.labels.tolist() == [0, 1, 0, 1, 1]
+    assert (tokens.info, tokens.max_length, tokens.truncation) == (INFO, 8, "head")
+    assert (tokens.ids.dtype, tokens.offsets.dtype) == (torch.int32, torch.int64)
+    assert counts == {"num_reviews": 5, "num_tokens": len(ids), "num_at_limit": 3}
+
+
+def test_a_cut_token_file_is_refused(table: Path, tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    encode_split(Encoder(number_tokenizer(), 8, "head"), table, path)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(InputError, match="damaged"):
+        read_tokens(path)
+
+
+def make_tokens(lengths: list[int], tmp_path: Path) -> Tokens:
+    writer = TokenWriter(tmp_path / "m.safetensors")
+    ids = np.arange(sum(lengths), dtype=np.int32)
+    labels = np.arange(len(lengths), dtype=np.int64) % 2
+    writer.write(ids, np.array(lengths, dtype=np.int64), labels)
+    metadata = {"dataset": "x", "label_names": '["no", "yes"]', "max_length": "9"}
+    writer.close({**metadata, "truncation": "head"})
+    return read_tokens(tmp_path / "m.safetensors")
+
+
+def test_batches_hold_the_reviews_that_were_asked_for(tmp_path: Path) -> None:
+    tokens = make_tokens([3, 1, 4, 2], tmp_path)
+    batch = gather(tokens, torch.tensor([2, 0, 3]))
+    assert batch.ids.tolist() == [4, 5, 6, 7, 0, 1, 2, 8, 9]
+    assert batch.offsets.tolist() == [0, 4, 7, 9]
+    assert batch.lengths == [4, 3, 2]
+    assert batch.labels.tolist() == [0, 0, 1]
+    selections = [torch.tensor([0, 1]), torch.tensor([2]), torch.tensor([3])]
+    found = [b.lengths for b in batches(tokens, selections, torch.device("cpu"))]
+    assert found == [[3, 1], [4], [2]]
+
+
+def test_orders_depend_on_seed_and_epoch_and_hold_every_review() -> None:
+    first = epoch_order(50, 1, 1).tolist()
+    assert first == epoch_order(50, 1, 1).tolist()
+    assert first != epoch_order(50, 1, 2).tolist() != epoch_order(50, 2, 2).tolist()
+    lengths = torch.from_numpy(np.random.default_rng(0).integers(1, 99, 1000))
+    order = epoch_order(1000, 0, 1)
+    found = bucketed_batches(order, lengths, 8, 0, 1)
+    assert sorted(torch.cat(found).tolist()) == list(range(1000))
+    spread = [int(lengths[rows].max() - lengths[rows].min()) for rows in found]
+    assert np.mean(spread) < 5

@@ -1,0 +1,79 @@
+"""The metrics on cases with known answers, and the evaluate stage's files."""
+
+import numpy as np
+import pytest
+
+from distiltune.evaluation.metrics import (
+    accuracy_by_length,
+    accuracy_with_interval,
+    calibration_bins,
+    calibration_error,
+    classification_metrics,
+)
+
+LABELS = np.array([0, 0, 0, 1, 1, 1, 1, 0])
+POSITIVE = np.array([0.1, 0.4, 0.6, 0.9, 0.8, 0.3, 0.7, 0.2])
+BINARY = np.stack([1 - POSITIVE, POSITIVE], axis=1)
+
+
+def test_binary_metrics_by_hand() -> None:
+    found = classification_metrics(LABELS, BINARY, ("negative", "positive"))
+    assert found["accuracy"] == 6 / 8
+    assert found["precision"] == found["recall"] == found["f1"] == 3 / 4
+    # 14 of the 16 pairs are in the right order.
+    assert found["roc_auc"] == pytest.approx(14 / 16)
+    assert found["brier_score"] == pytest.approx(np.mean((POSITIVE - LABELS) ** 2))
+    right = np.where(LABELS == 1, POSITIVE, 1 - POSITIVE)
+    assert found["loss"] == pytest.approx(-np.log(right).mean())
+    assert found["confusion_matrix"] == {
+        "negative": {"negative": 3, "positive": 1},
+        "positive": {"negative": 1, "positive": 3},
+    }
+    assert found["num_reviews"] == 8
+
+
+def test_wilsons_interval() -> None:
+    # Newcombe 1998, Statistics in Medicine 17, table I: 81 of 263.
+    found = accuracy_with_interval(np.array([True] * 81 + [False] * 182))
+    assert found["accuracy_low"] == pytest.approx(0.2553, abs=5e-5)
+    assert found["accuracy_high"] == pytest.approx(0.3662, abs=5e-5)
+
+
+def test_more_classes_are_averaged() -> None:
+    labels = np.array([0, 1, 2, 2])
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8], [0.2, 0.2, 0.6]])
+    found = classification_metrics(labels, probabilities, ("a", "b", "c"))
+    assert found["accuracy"] == 0.75
+    assert found["recall"] == pytest.approx((1 + 0 + 1) / 3)
+    assert found["precision"] == pytest.approx((0.5 + 0 + 1) / 3)
+    assert found["roc_auc"] == pytest.approx(1.0)
+    truth = np.eye(3)[labels]
+    assert found["brier_score"] == pytest.approx(((probabilities - truth) ** 2).sum(1).mean())
+
+
+def test_what_is_not_defined_is_none() -> None:
+    assert classification_metrics(LABELS[:3], BINARY[:3], ("no", "yes"))["roc_auc"] is None
+
+
+def test_calibration() -> None:
+    labels = np.array([0] * 10)
+    confidence = np.array([[0.75, 0.25]] * 8 + [[0.25, 0.75]] * 2)
+    assert calibration_bins(labels, confidence) == [
+        {"confidence": 0.75, "accuracy": 0.8, "num_reviews": 10}
+    ]
+    assert calibration_error(labels, confidence) == pytest.approx(0.05)
+    assert calibration_error(labels, np.array([[1.0, 0.0]] * 10)) == 0.0
+
+
+def test_accuracy_by_length_covers_each_review_once() -> None:
+    lengths = np.array([1, 64, 65, 128, 256, 257, 512, 900])
+    found = accuracy_by_length(LABELS, BINARY, lengths)
+    assert {name: part["num_reviews"] for name, part in found.items()} == {
+        "1_to_64_tokens": 2,
+        "65_to_128_tokens": 2,
+        "129_to_256_tokens": 1,
+        "257_to_512_tokens": 2,
+        "over_512_tokens": 1,
+    }
+    assert found["1_to_64_tokens"]["accuracy"] == 1.0
+    assert found["65_to_128_tokens"]["accuracy"] == 0.5

@@ -1,0 +1,238 @@
+"""The training engines: same weights as a plain loop, to the bit again, options, mistakes."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from distiltune import InputError
+from distiltune.batching import Tokens, epoch_order, gather, read_tokens
+from distiltune.config import TrainConfig, load
+from distiltune.inference import predict_logits
+from distiltune.models import build_model, pad
+from distiltune.runtime import Runtime, choose_runtime, seed_everything
+from distiltune.training import ENGINES, History
+from tests.conftest import Project
+
+CPU = Runtime(device=torch.device("cpu"), precision="fp32", description="cpu")
+
+
+def read(project: Project) -> tuple[TrainConfig, Tokens, Tokens]:
+    tokens = [
+        read_tokens(project.root / f"data/tokens/{name}.safetensors")
+        for name in ("train", "validation")
+    ]
+    return load(TrainConfig, project.root / "params.yaml"), tokens[0], tokens[1]
+
+
+def new_model(project: Project, config: TrainConfig, tokens: Tokens) -> Any:
+    seed_everything(config.seed)
+    data = project.root / "data"
+    return build_model(
+        config.model_row, tokens.info.label_names, tokens.max_length, data / "tokenizer",
+        data / "checkpoint",
+    )  # fmt: skip
+
+
+def fit(project: Project, config: TrainConfig | None = None) -> tuple[Any, History]:
+    found, train, validation = read(project)
+    config = config or found
+    model = new_model(project, config, train)
+    return model, ENGINES[config.engine](config, model, train, validation, CPU, [])
+
+
+def change(config: TrainConfig, **train: Any) -> TrainConfig:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **train))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_the_engine_computes_what_the_notebooks_loop_does(
+    prepared: Project, optimizer: str
+) -> None:
+    """The reference: padded batches, torch's optimizer, the schedule stepped every batch."""
+    prepared.change_params({"optimizer": optimizer})
+    config, train, _ = read(prepared)
+    model, history = fit(prepared)
+
+    plain = new_model(prepared, config, train).train()
+    rate = config.learning_rate
+    num_steps = 20
+    if optimizer == "adam":
+        reference: Any = torch.optim.Adam(plain.parameters(), lr=rate)
+        schedule = None
+    else:
+        reference = torch.optim.AdamW(plain.parameters(), lr=rate, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            reference, lambda step: min(step / 5, (num_steps - step) / (num_steps - 5))
+        )
+    losses = []
+    for epoch in (1, 2):
+        for rows in epoch_order(160, config.seed, epoch).split(16):
+            batch = gather(train, rows)
+            input_ids, mask = pad(batch.ids, batch.offsets, batch.lengths, 0)
+            loss = plain(input_ids=input_ids, attention_mask=mask, labels=batch.labels).loss
+            reference.zero_grad()
+            loss.backward()
+            reference.step()
+            if schedule:
+                schedule.step()
+            losses.append(loss.item())
+    assert [record.step for record in history.steps] == [5, 10, 15, 20]
+    means = torch.tensor(losses).view(4, 5).mean(1).tolist()
+    assert [record.loss for record in history.steps] == pytest.approx(means, abs=1e-5)
+    for (name, found), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3, msg=name)
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_bit(prepared: Project) -> None:
+    first, history = fit(prepared)
+    second, again = fit(prepared)
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
+    assert [r.loss for r in history.steps] == [r.loss for r in again.steps]
+    config, _, _ = read(prepared)
+    other, _ = fit(prepared, dataclasses.replace(config, seed=7))
+    assert not all(map(torch.equal, first.parameters(), other.parameters()))
+
+
+def test_accumulated_batches_are_one_large_batch(prepared: Project) -> None:
+    config, _, _ = read(prepared)
+    large, _ = fit(prepared, change(config, batch_size=16))
+    small, history = fit(prepared, change(config, batch_size=4, gradient_accumulation_steps=4))
+    assert history.epochs[-1].step == 20
+    for found, expected in zip(small.parameters(), large.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
+
+
+def test_an_uneven_last_group_is_weighted_by_its_reviews(prepared: Project) -> None:
+    config, _, _ = read(prepared)
+    # 160 reviews in batches of 48 are 3 and a rest of 16; two together are 96 and 64.
+    _, history = fit(prepared, change(config, batch_size=48, gradient_accumulation_steps=2))
+    assert history.epochs[-1].step == 4
+    _, same = fit(prepared, change(config, batch_size=96))
+    found, expected = history.epochs[-1].train_loss, same.epochs[-1].train_loss
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_padding_free_and_padded_training_agree(prepared: Project) -> None:
+    config, _, _ = read(prepared)
+    packed, _ = fit(prepared)
+    padded, _ = fit(prepared, change(config, padding_free=False))
+    for found, expected in zip(packed.parameters(), padded.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
+
+
+def test_clipping_bounds_the_update(prepared: Project) -> None:
+    prepared.change_params({"optimizer": "adam"})
+    config, _, _ = read(prepared)
+    _, free = fit(prepared)
+    norms = [record.gradient_norm for record in free.steps]
+    assert all(norm is not None and norm > 0 for norm in norms)
+    clipped, _ = fit(prepared, change(config, max_gradient_norm=1e-9))
+    start = new_model(prepared, config, read(prepared)[1])
+    # Adam's update is invariant to scale, but not with an epsilon that outweighs it.
+    moved = max(
+        (a - b).abs().max().item()
+        for a, b in zip(clipped.parameters(), start.parameters(), strict=True)
+    )
+    assert 0 < moved < 20 * config.learning_rate
+
+
+def test_the_best_epoch_can_be_kept(prepared: Project) -> None:
+    config, _, validation = read(prepared)
+    high = dataclasses.replace(config.optimizer_row, learning_rate=2e-4)
+    config = dataclasses.replace(change(config, keep="best", epochs=6), optimizer_row=high)
+    model, history = fit(prepared, config)
+    accuracies = [record.validation_accuracy for record in history.epochs]
+    assert history.kept_epoch == history.best_epoch == accuracies.index(max(accuracies)) + 1
+    right = predict_logits(model, validation, CPU).argmax(1) == validation.labels
+    assert right.float().mean().item() == pytest.approx(max(accuracies))
+    assert history.summary()["validation_accuracy"] == pytest.approx(max(accuracies))
+
+
+def test_running_accuracy_counts_each_review_once(prepared: Project) -> None:
+    _, history = fit(prepared)
+    for record in history.epochs:
+        assert record.train_accuracy is not None
+        assert (record.train_accuracy * 160) == pytest.approx(round(record.train_accuracy * 160))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(prepared: Project) -> None:
+    config, _, _ = read(prepared)
+    row = dataclasses.replace(config.optimizer_row, learning_rate=1.0, algorithm="adamw",
+                              weight_decay=0.99)  # fmt: skip
+    row = dataclasses.replace(row, epsilon=1e-30, betas=(0.0, 0.0))
+    model_row = dataclasses.replace(
+        config.model_row,
+        training=dataclasses.replace(config.model_row.training, learning_rate_multiplier=1e30),
+    )
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) at step .* learning rate"):
+        fit(prepared, dataclasses.replace(config, optimizer_row=row, model_row=model_row))
+
+
+def test_the_trainer_engine_trains_the_same_tokens(prepared: Project) -> None:
+    prepared.change_params({"engine": "trainer", "optimizer": "adamw"})
+    result = prepared.stage("train")
+    assert "engine trainer" in result.stdout
+    summary = json.loads((prepared.root / "metrics/train.json").read_text())
+    assert summary["num_steps"] == 20
+    assert summary["train_accuracy"] is None
+    assert 0.2 < summary["validation_accuracy"] <= 1
+    steps = (prepared.root / "data/history/steps.csv").read_text().splitlines()
+    assert len(steps) == 5
+
+
+def test_asking_for_cuda_where_there_is_none_is_an_error(
+    prepared: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="device: 'cuda' was asked for"):
+        choose_runtime("cuda", "auto")
+    with pytest.raises(InputError, match="precision: 'fp16' needs CUDA"):
+        choose_runtime("cpu", "fp16")
+    assert choose_runtime("auto", "fp32").device.type == "cpu"
+    assert "cpu" in choose_runtime("auto", "auto").description
+
+
+def test_a_warm_up_that_is_too_long_stops_the_stage_before_it_starts(prepared: Project) -> None:
+    prepared.change_params({"optimizer": "adamw", "optimizers.adamw.warmup_steps": 21})
+    result = prepared.stage("train", check=False)
+    assert result.returncode == 1
+    assert "make 20 steps; set it to 20 or less" in result.stderr
+    assert not (prepared.root / "data/model").exists()
+    assert not (prepared.root / "mlflow.db").exists()
+
+
+@pytest.mark.slow
+def test_the_committed_tiny_model_passes_90_percent(new_project: Any) -> None:
+    project = new_project(small=False)
+    project.change_params({"dataset": "sample", "model": "tiny"})
+    for stage in ("download", "download_checkpoint", "split", "tokenize", "train", "evaluate"):
+        project.stage(stage)
+    assert json.loads((project.root / "metrics/test.json").read_text())["accuracy"] > 0.9
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_training_on_cuda_follows_the_cpu(prepared: Project, precision: str) -> None:
+    config, train, validation = read(prepared)
+    _, expected = fit(prepared)
+    runtime = choose_runtime("cuda", precision)
+    model = new_model(prepared, config, train).to(runtime.device)
+    history = ENGINES["native"](config, model, train, validation, runtime, [])
+    tolerance = 1e-3 if precision == "fp32" else 5e-2
+    found = [record.loss for record in history.steps]
+    assert found == pytest.approx([record.loss for record in expected.steps], abs=tolerance)
+
+
+def test_the_history_is_written_as_tables(prepared: Project, tmp_path: Path) -> None:
+    from distiltune.training import read_metrics
+
+    _, history = fit(prepared)
+    history.write(tmp_path)
+    steps, epochs = read_metrics(tmp_path)
+    assert [step["loss"] for step in steps] == [record.loss for record in history.steps]
+    assert epochs[1]["validation_accuracy"] == history.epochs[1].validation_accuracy
