@@ -9,16 +9,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 
-def write_archive(path: Path, num_per_class: int = 4, **extra: bytes) -> Path:
-    """A labelled archive; `extra` members have `__` for a slash in their names."""
+def write_archive(
+    path: Path, num_per_class: int = 4, extra: dict[str, bytes] | None = None
+) -> Path:
+    """A labelled archive, with `extra` members by name."""
     with tarfile.open(path, "w:gz") as tar:
         for part in ("train", "test"):
             for label, word in (("neg", "awful"), ("pos", "superb")):
                 for i in range(num_per_class):
                     text = f"The {part} film number {i} is {word}, said éva."
                     _add(tar, f"aclImdb/{part}/{label}/{i}_{9 if label == 'pos' else 2}.txt", text)
-        for name, content in extra.items():
-            _add(tar, name.replace("__", "/"), content)
+        for name, content in (extra or {}).items():
+            _add(tar, name, content)
     return path
 
 

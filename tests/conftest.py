@@ -30,7 +30,7 @@ SMALL = {
 }
 
 
-def environment(**changes: str) -> dict[str, str]:
+def environment(changes: dict[str, str]) -> dict[str, str]:
     """The environment of a user's shell, without what this test run has from DVC or MLflow."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "PYTEST_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
@@ -44,32 +44,32 @@ class Project:
         self.root = root
 
     def run(
-        self, *command: str, check: bool = True, **changes: str
+        self, *command: str, check: bool = True, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run a command at the project's root, as a user would."""
         result = subprocess.run(
             command,
             cwd=self.root,
-            env=environment(**changes),
+            env=environment(env or {}),
             capture_output=True,
             text=True,
             check=False,
-            timeout=400,
+            timeout=1200,
         )
         if check and result.returncode:
             raise AssertionError(f"{command}\n{result.stdout}\n{result.stderr}")
         return result
 
-    def dvc(self, *arguments: str, check: bool = True, **changes: str) -> str:
+    def dvc(self, *arguments: str, check: bool = True, env: dict[str, str] | None = None) -> str:
         """Run dvc and return what it printed."""
-        result = self.run("dvc", *arguments, check=check, **changes)
+        result = self.run("dvc", *arguments, check=check, env=env)
         return result.stdout + result.stderr
 
     def stage(
-        self, name: str, check: bool = True, **changes: str
+        self, name: str, check: bool = True, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
         """Run one stage without DVC."""
-        return self.run(sys.executable, "-m", f"stages.{name}", check=check, **changes)
+        return self.run(sys.executable, "-m", f"stages.{name}", check=check, env=env)
 
     def change_params(self, changes: dict[str, Any]) -> None:
         """Change params by their dotted names."""

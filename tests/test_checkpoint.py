@@ -58,8 +58,8 @@ def use(project: Project, **changes: Any) -> None:
     project.change_params({f"models.distilbert.checkpoint.{k}": v for k, v in changes.items()})
 
 
-def fails(project: Project, **environment: str) -> str:
-    result = project.stage("download_checkpoint", check=False, **environment)
+def fails(project: Project, env: dict[str, str] | None = None) -> str:
+    result = project.stage("download_checkpoint", check=False, env=env)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     assert not (project.root / "data/checkpoint").exists()
@@ -72,7 +72,7 @@ def test_from_a_hub_at_the_pinned_revision(project: Project, checkpoint: Path) -
         serve(server, checkpoint, "distilbert-base-uncased")
         use(project, sha256=digest)
         hub = {"HF_ENDPOINT": server.url, "HF_HOME": str(project.root / "hf")}
-        project.stage("download_checkpoint", **hub)
+        project.stage("download_checkpoint", env=hub)
         taken = {file.name for file in (project.root / "data/checkpoint").iterdir()}
         assert taken == {
             "model.safetensors", "config.json", "vocab.txt", "tokenizer_config.json", "source.json",
@@ -94,7 +94,8 @@ def test_from_a_folder_the_whole_pipeline_runs(project: Project, checkpoint: Pat
 
 def test_without_a_hub_the_way_out_is_named(project: Project) -> None:
     use(project)
-    message = fails(project, HF_ENDPOINT="http://127.0.0.1:1", HF_HOME=str(project.root / "hf"))
+    hub = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(project.root / "hf")}
+    message = fails(project, env=hub)
     assert "cannot download distilbert-base-uncased" in message
     assert "models.distilbert.checkpoint.folder=FOLDER" in message
     assert "-S model=tiny" in message

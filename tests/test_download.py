@@ -112,10 +112,8 @@ def test_reviews_other_than_the_checksum_says(project: Project, tmp_path: Path) 
 
 
 def test_an_archive_writes_nothing_but_its_reviews(project: Project, tmp_path: Path) -> None:
-    archive = write_archive(
-        tmp_path / "a.tar.gz",
-        **{"..__..__evil.txt": b"x", "__tmp__evil.txt": b"x", "aclImdb__train__pos__x.txt": b"x"},
-    )
+    names = ("../../evil.txt", "/tmp/evil.txt", "aclImdb/train/pos/x.txt")
+    archive = write_archive(tmp_path / "a.tar.gz", extra=dict.fromkeys(names, b"x"))
     use_archive(project, [archive.as_uri()], sha256_of(archive))
     before = {p for p in tmp_path.rglob("*") if "data" not in p.parts and ".cache" not in p.parts}
     project.stage("download")
@@ -130,8 +128,7 @@ def test_a_damaged_archive(project: Project, tmp_path: Path, damage: str) -> Non
     if damage == "text":
         archive.write_text("<html>not found</html>")
     elif damage == "not utf-8":
-        write_archive(archive, aclImdb__train__pos__77_9__txt=b"").unlink()
-        write_archive(archive, **{"aclImdb__train__pos__77_9.txt": b"\xff\xfe"})
+        write_archive(archive, extra={"aclImdb/train/pos/77_9.txt": b"\xff\xfe"})
     elif damage == "unlabelled":
         write_archive(archive, num_per_class=0)
     else:

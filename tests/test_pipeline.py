@@ -31,7 +31,7 @@ def runs_of(project: Project) -> list[Any]:
 def test_one_run_after_the_other(project: Project) -> None:
     """Everything once, then only what a change concerns; the UI's store shows each run."""
     often = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.2"}
-    assert ran(project.dvc("exp", "run", "-n", "first", **often)) == ALL
+    assert ran(project.dvc("exp", "run", "-n", "first", env=often)) == ALL
     assert ran(project.dvc("repro")) == set()
     assert ran(project.dvc("exp", "run", "-S", "optimizer=adamw", "-n", "second")) == {
         "train", "evaluate",
@@ -171,7 +171,7 @@ def test_your_own_file_is_followed(project: Project) -> None:
 
 def test_training_goes_on_without_mlflow_and_the_run_is_written_later(prepared: Project) -> None:
     offline = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    result = prepared.stage("train", **offline)
+    result = prepared.stage("train", env=offline)
     assert result.stderr.count("warning: MLflow") == 1
     assert (prepared.root / "data/model/model.safetensors").exists()
     result = prepared.stage("evaluate")

@@ -30,6 +30,7 @@ SPLITS = ("train", "validation", "test")
 ROWS_PER_GROUP = 4096
 # Beside a model's weights: what it was trained with and on, and how it reads a text.
 RUN_FILE = "run.json"
+WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)

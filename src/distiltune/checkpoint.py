@@ -7,13 +7,12 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from distiltune import InputError
-from distiltune.artifacts import new_folder, read_json, sha256_of, write_json
+from distiltune.artifacts import WEIGHTS_FILE, new_folder, read_json, sha256_of, write_json
 from distiltune.config import CheckpointRow
 
-WEIGHTS = "model.safetensors"
 # Weights in one format that holds no code, and what the tokenizer is made of.
 FILES = (
-    WEIGHTS,
+    WEIGHTS_FILE,
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -84,17 +83,17 @@ def _download(row: CheckpointRow, output: Path, where: str) -> None:
 
 def _check(folder: Path, row: CheckpointRow, where: str) -> None:
     source = row.folder or row.repository
-    for name in (WEIGHTS, "config.json"):
+    for name in (WEIGHTS_FILE, "config.json"):
         if not (folder / name).exists():
             raise InputError(
                 f"{where}: {source} has no {name}; only safetensors in one file are taken"
             )
     if not any((folder / name).exists() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
         raise InputError(f"{where}: {source} has no tokenizer (tokenizer.json or vocab.txt)")
-    found = sha256_of(folder / WEIGHTS)
+    found = sha256_of(folder / WEIGHTS_FILE)
     if found != row.sha256:
         raise InputError(
-            f"{where}.sha256: {WEIGHTS} of {source} has the sha256 {found}, not {row.sha256}; "
+            f"{where}.sha256: {WEIGHTS_FILE} of {source} has the sha256 {found}, not {row.sha256}; "
             "if you trust it, set the former"
         )
     try:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from distiltune.artifacts import (
     RUN_FILE,
+    WEIGHTS_FILE,
     new_file,
     new_folder,
     read_json,
@@ -30,8 +31,6 @@ from distiltune.models import load_model
 from distiltune.runtime import choose_runtime
 from distiltune.tracking import WEIGHTS_TAG, TrackedRun
 from distiltune.training import log_model, open_run, read_metrics
-
-WEIGHTS = "model.safetensors"
 
 
 def run_evaluation(
@@ -62,9 +61,7 @@ def run_evaluation(
     facts = read_json(model / RUN_FILE)
     test = read_tokens(tokens)
     runtime = choose_runtime(
-        config.device,
-        config.precision,
-        prefer_fp32_on_cpu=facts["params"]["model.architecture.type"] != "checkpoint",
+        config.device, config.precision, prefer_fp32_on_cpu=facts["from_scratch"]
     )
     print(f"evaluating {test.num_reviews:,} reviews on {runtime.description}", flush=True)
     network = load_model(model).to(runtime.device)
@@ -118,7 +115,7 @@ def _find_run(
     config: EvaluateConfig, root: Path, model: Path, history: Path, facts: dict[str, Any]
 ) -> TrackedRun:
     """The run that trained these weights, or a new one that says the same."""
-    digest = sha256_of(model / WEIGHTS)
+    digest = sha256_of(model / WEIGHTS_FILE)
     tracked = TrackedRun(root, config.tracking.experiment)
     tracked.find(digest)
     if tracked.was_found or tracked.is_lost:

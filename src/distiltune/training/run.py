@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 
-from distiltune.artifacts import RUN_FILE, new_folder, read_json, sha256_of, write_json
+from distiltune.artifacts import (
+    RUN_FILE,
+    WEIGHTS_FILE,
+    new_folder,
+    read_json,
+    sha256_of,
+    write_json,
+)
 from distiltune.batching import Tokens, read_tokens
 from distiltune.config import TrainConfig
 from distiltune.models import build_model, has_padding_free_path, save_model
@@ -17,7 +24,6 @@ from distiltune.training.native import train_native
 from distiltune.training.trainer import train_with_trainer
 
 ENGINES = {"native": train_native, "trainer": train_with_trainer}
-WEIGHTS = "model.safetensors"
 SINGLE_THREAD_WEIGHTS = 1_000_000
 
 
@@ -78,6 +84,7 @@ def run_training(
         "label_names": train.info.label_names,
         "max_length": train.max_length,
         "truncation": train.truncation,
+        "from_scratch": from_scratch,
     }
     tracked = open_run(facts, root, config.tracking.experiment, config.tracking.system_metrics)
     reporters: list[Reporter] = [ConsoleReporter(num_steps, config.epochs), tracked]
@@ -91,7 +98,7 @@ def run_training(
             records.write(folder)
         summary = records.summary()
         # Only now can `evaluate` find the run: it looks for the weights.
-        tracked.set_tags({WEIGHTS_TAG: sha256_of(model / WEIGHTS)})
+        tracked.set_tags({WEIGHTS_TAG: sha256_of(model / WEIGHTS_FILE)})
         tracked.log_metrics({f"final/{name}": value for name, value in summary.items()})
         if config.tracking.log_model:
             log_model(tracked, model)
@@ -154,4 +161,5 @@ def _resolved(
     for name in ("train.batch_size", "train.epochs", "model.training.batch_size",
                  "model.training.epochs"):  # fmt: skip
         del params[name]
-    return params
+    # As JSON has them, since a run that is written from the files must say the same.
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in params.items()}
