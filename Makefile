@@ -27,15 +27,17 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  || { echo "error: Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "installing into .venv (some minutes, the first time)"
 	@rm -f $@
-	@version=$$($(PYTHON) -c 'import torch; print(torch.__version__.split("+")[0])' 2>/dev/null || true); \
-	site=""; cp constraints.txt .pip-constraints; \
-	if [ -n "$$version" ] && [ "$$(printf '2.11\n%s\n' "$$version" | sort -V | head -n 1)" = 2.11 ]; then \
-	  echo "using the torch $$version that is already there"; \
-	  site=--system-site-packages; sed -i '/^torch==/d' .pip-constraints; \
-	fi; \
+	@site=""; ! $(PYTHON) -c 'import torch' 2>/dev/null || site=--system-site-packages; \
 	[ -x .venv/bin/python ] || $(PYTHON) -m venv $$site .venv; \
-	$(PIP) install -c .pip-constraints -e '.[dev]'; \
-	rm -f .pip-constraints
+	cp constraints.txt .venv/constraints.txt; \
+	version=$$(.venv/bin/python -c 'import sys, torch; \
+	  print("" if torch.__file__.startswith(sys.prefix) else torch.__version__.split("+")[0])' \
+	  2>/dev/null || true); \
+	if [ -n "$$version" ] && [ "$$(printf '2.11\n%s\n' "$$version" | sort -V | head -n 1)" = 2.11 ]; then \
+	  echo "using the torch $$version that is there"; \
+	  sed -i '/^torch==/d' .venv/constraints.txt; \
+	fi; \
+	$(PIP) install -c .venv/constraints.txt -e '.[dev]'
 	@git config user.email >/dev/null && git config user.name >/dev/null || { \
 	  echo "git has no identity, which queued experiments need: setting one for this clone alone"; \
 	  git config user.name distiltune; git config user.email distiltune@localhost; }
@@ -47,7 +49,7 @@ demo: setup  ## the whole pipeline on generated reviews and a tiny model: no net
 	@echo; echo "Next: make ui                           # the run in the MLflow UI"
 	@echo "      . .venv/bin/activate              # then, with the same small setting:"
 	@echo "      dvc exp run -S optimizer=adamw    # another variant; dvc exp show compares"
-	@echo "      git checkout params.yaml          # back to IMDb and DistilBERT"
+	@echo "      git checkout HEAD params.yaml     # back to IMDb and DistilBERT"
 
 ui: setup  ## the MLflow UI, on http://127.0.0.1:5000 (PORT=... for another)
 	mlflow ui --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db" --host 127.0.0.1 --port $(PORT)

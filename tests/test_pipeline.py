@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,24 @@ def runs_of(project: Project) -> list[Any]:
     experiment = client.get_experiment_by_name("distiltune")
     assert experiment is not None
     return list(client.search_runs([experiment.experiment_id], order_by=["start_time ASC"]))
+
+
+def answer_of_logged_model(project: Project, run_id: str) -> pd.DataFrame:
+    """What a process that knows nothing of the project gets from MLflow's model."""
+    code = """
+import sys, mlflow, pandas
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(f"runs:/{sys.argv[2]}/model")
+answer = model.predict(pandas.DataFrame({"text": ["The plot was not dull.", "Awful!", ""]}))
+import distiltune
+assert "mlartifacts" in distiltune.__file__, distiltune.__file__
+print(answer.to_csv(index=False))
+"""
+    elsewhere = project.root.parent / "elsewhere"
+    elsewhere.mkdir(exist_ok=True)
+    uri = f"sqlite:///{project.root / 'mlflow.db'}"
+    result = Project(elsewhere).run(sys.executable, "-c", code, uri, run_id)
+    return pd.read_csv(io.StringIO(result.stdout))
 
 
 def test_one_run_after_the_other(project: Project) -> None:
@@ -75,9 +94,7 @@ def test_one_run_after_the_other(project: Project) -> None:
                  for file in client.list_artifacts(run_id, folder)}  # fmt: skip
     assert {"plots/roc.png", "plots/confusion.csv", "test/predictions.parquet"} <= artifacts
 
-    mlflow.set_tracking_uri(f"sqlite:///{project.root / 'mlflow.db'}")
-    model = mlflow.pyfunc.load_model(f"runs:/{run_id}/model")
-    answer = model.predict(pd.DataFrame({"text": ["The plot was not dull.", "Awful!", ""]}))
+    answer = answer_of_logged_model(project, run_id)
     assert list(answer.columns) == [
         "label", "probability", "probability_negative", "probability_positive",
     ]  # fmt: skip
@@ -107,7 +124,7 @@ def test_one_run_after_the_other(project: Project) -> None:
     assert restored.data.params == fourth.params
     assert restored.data.metrics["test/accuracy"] == fourth.metrics["test/accuracy"]
     assert len(client.get_metric_history(restored.info.run_id, "train/loss")) == 4
-    assert mlflow.pyfunc.load_model(f"runs:/{restored.info.run_id}/model") is not None
+    assert len(answer_of_logged_model(project, restored.info.run_id)) == 3
 
 
 def wait_for_queue(project: Project, num_done: int, seconds: float = 240) -> str:
