@@ -65,10 +65,10 @@ def classification_metrics(
         "brier_score": float(sk.brier_score_loss(labels, brier_of, labels=classes)),
         "calibration_error": calibration_error(labels, probabilities),
         "num_reviews": len(labels),
-        "confusion_matrix": {
-            name: dict(zip(label_names, row, strict=True))
+        "confusion_matrix": [
+            {"actual": name, "predicted": dict(zip(label_names, row, strict=True))}
             for name, row in zip(label_names, confusion.tolist(), strict=True)
-        },
+        ],
     }
 
 
@@ -98,20 +98,18 @@ def calibration_error(labels: Labels, probabilities: Probabilities) -> float:
 
 def accuracy_by_length(
     labels: Labels, probabilities: Probabilities, num_tokens: Labels
-) -> dict[str, dict[str, float]]:
+) -> list[dict[str, Any]]:
     """Accuracy with its interval for reviews of up to 64, 128, 256, 512 tokens and more."""
     right = probabilities.argmax(1) == labels
-    found = {}
+    found = []
     low = 1
     for high in (*LENGTH_EDGES, None):
         chosen = num_tokens >= low
         if high is not None:
             chosen &= num_tokens <= high
         if chosen.any():
-            name = f"{low}_to_{high}_tokens" if high else f"over_{low - 1}_tokens"
-            found[name] = {
-                **accuracy_with_interval(right[chosen]),
-                "num_reviews": int(chosen.sum()),
-            }
+            part = accuracy_with_interval(right[chosen])
+            name = f"{low}_to_{high}" if high else f"over_{low - 1}"
+            found.append({"num_tokens": name, **part, "num_reviews": int(chosen.sum())})
         low = (high or 0) + 1
     return found

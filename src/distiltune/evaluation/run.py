@@ -104,7 +104,10 @@ def run_evaluation(
 def all_metrics(
     labels: Labels, probabilities: Probabilities, num_tokens: Labels, label_names: tuple[str, ...]
 ) -> dict[str, Any]:
-    """The metrics of a set of reviews, and the accuracy by their length."""
+    """The metrics of a set of reviews, and the accuracy by their length.
+
+    What is a list here is left out by `dvc metrics show`, whose table would be too wide.
+    """
     return {
         **classification_metrics(labels, probabilities, label_names),
         "accuracy_by_length": accuracy_by_length(labels, probabilities, num_tokens),
@@ -133,11 +136,12 @@ def _find_run(
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
-    """Nested numbers as `prefix/name/...`, in characters that MLflow allows."""
+    """Nested numbers as `prefix/name/...`; of the parts by length, the accuracy."""
     for name, value in values.items():
-        # MLflow allows letters, digits, and these; a class may be named anything.
-        path = f"{prefix}/{''.join(c if c.isalnum() or c in '_-. ' else '_' for c in name)}"
         if isinstance(value, Mapping):
-            yield from _flat(value, path)
-        elif value is not None:
-            yield path, float(value)
+            yield from _flat(value, f"{prefix}/{name}")
+        elif name == "accuracy_by_length":
+            for part in value:
+                yield f"{prefix}/{name}/{part['num_tokens']}", part["accuracy"]
+        elif isinstance(value, int | float):
+            yield f"{prefix}/{name}", float(value)
