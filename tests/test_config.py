@@ -138,6 +138,8 @@ MISTAKES: list[tuple[str, str, list[str]]] = [
     ("max_gradient_norm: null", "max_gradient_norm: 0.0", ["train.max_gradient_norm"]),
     ("log_model: true", "log_model: maybe", ["tracking.log_model: 'maybe'"]),
     ("dataset: imdb", "dataset: [imdb", ["line", "not YAML"]),
+    ("seed: 123", "seed: 123\nseed: 124", ["line", "'seed' stands twice"]),
+    ("experiment: distiltune", "experiment: !!binary aGk=", ["no text, number or list"]),
 ]  # fmt: skip
 
 

@@ -115,10 +115,11 @@ def test_an_archive_writes_nothing_but_its_reviews(project: Project, tmp_path: P
     names = ("../../evil.txt", "/tmp/evil.txt", "aclImdb/train/pos/x.txt")
     archive = write_archive(tmp_path / "a.tar.gz", extra=dict.fromkeys(names, b"x"))
     use_archive(project, [archive.as_uri()], sha256_of(archive))
-    before = {p for p in tmp_path.rglob("*") if "data" not in p.parts and ".cache" not in p.parts}
+    before = set(tmp_path.rglob("*"))
     project.stage("download")
-    after = {p for p in tmp_path.rglob("*") if "data" not in p.parts and ".cache" not in p.parts}
-    assert {p for p in after - before if "__pycache__" not in p.parts} == set()
+    new = {p for p in set(tmp_path.rglob("*")) - before if "__pycache__" not in p.parts}
+    assert new == {project.root / "data", project.root / "data/reviews.parquet"}
+    assert not Path("/tmp/evil.txt").exists()
     assert len(table(project)[0]) == 16
 
 
@@ -235,6 +236,7 @@ BAD_FILES: list[tuple[str, bytes | None, str]] = [
     ("r.csv", b"review,sentiment\na,1\nb,1\n", "all 2 rows have the label '1'"),
     ("r.csv", b"review,sentiment\na,1\n\xff\xfe,0\n", "line 3: not UTF-8"),
     ("r.csv", b"review,sentiment\na,1\nb,0,x\n", "Expected 2 fields in line 3, saw 3"),
+    ("r.csv", b"review,sentiment\na, b,1\nb, c,0\n", "row 1 has more fields than the header"),
     ("r.csv", b'review,sentiment\n"a,1\n', "not a table"),
     ("r.csv.gz", gzip.compress(b"review,sentiment\na,1\nb,0\n" * 9)[:-12], "gzip file is damaged"),
     ("r.csv.gz", b"review,sentiment\na,1\n", "gzip file is damaged"),

@@ -73,14 +73,42 @@ def test_padding_free_in_bf16_is_as_near_as_bf16_is(reviews: Any) -> None:
     assert (packed.float() - exact).abs().max() <= 2 * error_of_padded + 1e-3
 
 
-def test_dropout_is_drawn_in_every_place(reviews: Any) -> None:
-    model = distilbert(dropout=0.5).train()
-    first = compute_logits(model, **reviews)
-    assert not torch.allclose(first, compute_logits(model, **reviews))
+@pytest.mark.parametrize("place", ["embeddings", "attention", "ffn", "classifier"])
+def test_dropout_is_drawn_in_every_place(reviews: Any, place: str) -> None:
+    model = distilbert().train()
+    layer = model.distilbert.transformer.layer[1]
+    places = {
+        "embeddings": model.distilbert.embeddings.dropout,
+        "attention": layer.attention.dropout,
+        "ffn": layer.ffn.dropout,
+        "classifier": model.dropout,
+    }
+    assert torch.equal(compute_logits(model, **reviews), compute_logits(model, **reviews))
+    places[place].p = 0.5
+    assert not torch.allclose(compute_logits(model, **reviews), compute_logits(model, **reviews))
     model.eval()
     torch.testing.assert_close(
         compute_logits(model, **reviews), compute_logits(model, **reviews, padding_free=False)
     )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_size", "capability", "expected"),
+    [
+        (torch.bfloat16, 64, (9, 0), True),
+        (torch.float16, 64, (8, 0), True),
+        (torch.float16, 64, (7, 5), False),
+        (torch.float32, 64, (9, 0), False),
+        (torch.bfloat16, 12, (9, 0), False),
+        (torch.bfloat16, 320, (9, 0), False),
+    ],
+)
+def test_the_flash_kernel_is_used_only_where_it_can_be_had(
+    monkeypatch: pytest.MonkeyPatch, dtype: Any, head_size: int, capability: Any, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    query = torch.zeros(3, 2, head_size, dtype=dtype)
+    assert packed_module.has_varlen_kernel(query) is expected
 
 
 def test_reviews_do_not_see_each_other(reviews: Any) -> None:

@@ -37,7 +37,7 @@ mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model(f"runs:/{sys.argv[2]}/model")
 answer = model.predict(pandas.DataFrame({"text": ["The plot was not dull.", "Awful!", ""]}))
 import distiltune
-assert "mlartifacts" in distiltune.__file__, distiltune.__file__
+assert "/model/code/distiltune/" in distiltune.__file__, distiltune.__file__
 print(answer.to_csv(index=False))
 """
     elsewhere = project.root.parent / "elsewhere"
@@ -108,7 +108,7 @@ def test_one_run_after_the_other(project: Project) -> None:
     assert "accuracy" in shown and "metrics/test.json" in shown
     table = pd.read_csv(io.StringIO(project.run("dvc", "exp", "show", "--csv").stdout))
     accuracy = table.set_index("Experiment")["accuracy"].to_dict()
-    assert accuracy["second"] == pytest.approx(second.metrics["test/accuracy"], abs=1e-4)
+    assert float(accuracy["second"]) == pytest.approx(second.metrics["test/accuracy"], abs=1e-4)
     page = project.dvc("plots", "show")
     assert "index.html" in page
     html = (project.root / "dvc_plots/index.html").read_text()
@@ -140,7 +140,8 @@ def wait_for_queue(project: Project, num_done: int, seconds: float = 240) -> str
 
 def test_queued_experiments_run_their_own_code_and_lose_no_run(project: Project) -> None:
     """Two workers at once; the code that was queued runs, whatever the checkout holds then."""
-    project.dvc("repro")
+    project.change_params({"tracking.log_model": False})
+    project.dvc("repro", "tokenize")
     loop = project.root / "src/distiltune/training/native.py"
     original = loop.read_text()
     loop.write_text(f'print("the code that was queued")\n{original}')
@@ -152,7 +153,7 @@ def test_queued_experiments_run_their_own_code_and_lose_no_run(project: Project)
     names = [line.split()[1] for line in status.splitlines()[1:5]]
     for name in names:
         assert "the code that was queued" in project.dvc("queue", "logs", name)
-    queued = runs_of(project)[1:]
+    queued = runs_of(project)
     assert sorted(run.data.tags["dvc_experiment"] for run in queued) == sorted(names)
     found = {(run.data.params["optimizer"], run.data.params["seed"]) for run in queued}
     assert found == {("adam", "1"), ("adam", "2"), ("adamw", "1"), ("adamw", "2")}
@@ -167,10 +168,14 @@ def test_your_own_file_is_followed(project: Project) -> None:
     file.parent.mkdir()
     file.write_text("\n".join(["review,sentiment", *rows]))
     project.change_params({"splits.csv.train": 0.5, "splits.csv.validation": 0.25,
-                           "splits.csv.test": 0.25})  # fmt: skip
+                           "splits.csv.test": 0.25, "tracking.log_model": False})  # fmt: skip
     project.git("add", "params.yaml")
     project.git("commit", "-qm", "splits")
-    overrides = ("-S", "dataset=csv", "-S", "datasets.csv.paths=[mine/reviews.csv]")
+    # One path from the root and one absolute, outside of the project.
+    outside = project.root.parent / "more.csv"
+    outside.write_text("review,sentiment\nIt was good enough.,1\n")
+    paths = f"datasets.csv.paths=[mine/reviews.csv,{outside}]"
+    overrides = ("-S", "dataset=csv", "-S", paths)
     project.dvc("exp", "run", "--queue", *overrides)
     project.dvc("queue", "start")
     wait_for_queue(project, 1)
@@ -179,11 +184,14 @@ def test_your_own_file_is_followed(project: Project) -> None:
     output = project.dvc("exp", "run", *overrides)
     assert "download" not in ran(output)  # the queued run's result is taken from DVC's cache
     assert ran(project.dvc("repro")) == {"watch-csv"}
-    file.write_text(file.read_text() + "\nOne more that was good.,1\n")
-    assert ran(project.dvc("repro")) >= {"watch-csv", "download", "split", "tokenize", "train"}
+    outside.write_text(outside.read_text() + "One more that was good.,1\n")
+    again = ran(project.dvc("repro", "tokenize"))
+    assert again == {"watch-csv", "download", "split", "tokenize"}
+    assert sorted(path.name for path in project.root.parent.iterdir()) == ["more.csv", "project"]
     # Back on another data set, the file is not looked at, and need not be there.
     file.unlink()
-    assert "download" in ran(project.dvc("exp", "run", "-S", "dataset=sample"))
+    project.change_params({"dataset": "sample"})
+    assert "download" in ran(project.dvc("repro", "download"))
 
 
 def test_training_goes_on_without_mlflow_and_the_run_is_written_later(prepared: Project) -> None:
@@ -197,6 +205,35 @@ def test_training_goes_on_without_mlflow_and_the_run_is_written_later(prepared: 
     assert run.data.tags["restored"]
     assert "test/accuracy" in run.data.metrics
     assert run.data.metrics["train/loss"] > 0
+
+
+def test_a_store_that_goes_in_the_middle_leaves_a_failed_run_and_a_whole_one(
+    prepared: Project,
+) -> None:
+    """The store's tables vanish while the training runs."""
+    tracking = prepared.root / "src/distiltune/tracking.py"
+    break_it = """
+    def on_epoch(self, record: Any) -> None:
+        import sqlite3
+        if record.epoch == 1:
+            store = sqlite3.connect(self.root / DATABASE)
+            store.execute("alter table metrics rename to lost")
+            store.commit()
+        else:
+            store = sqlite3.connect(self.root / DATABASE)
+            store.execute("alter table lost rename to metrics")
+            store.commit()
+"""
+    original = tracking.read_text()
+    before, _, after = original.partition("    def on_epoch(self, record: Any) -> None:\n")
+    tracking.write_text(f"{before}{break_it}{after.partition(chr(10))[2]}")
+    result = prepared.stage("train")
+    assert result.stderr.count("warning: MLflow") >= 1
+    tracking.write_text(original)
+    assert "test accuracy" in prepared.stage("evaluate").stdout
+    broken, whole = runs_of(prepared)
+    assert broken.info.status == "FAILED" and broken.data.tags["incomplete"]
+    assert whole.data.tags["restored"] and "test/accuracy" in whole.data.metrics
 
 
 def test_a_failed_training_leaves_a_failed_run(prepared: Project) -> None:

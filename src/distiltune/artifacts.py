@@ -10,6 +10,7 @@ and can be mapped into memory.
 """
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
@@ -84,10 +85,10 @@ def read_json(path: Path) -> Any:
 
 def write_csv(path: Path, columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
     """Write a table for `dvc plots`; missing values (None) become empty cells."""
-    with new_file(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.write(",".join(columns) + "\n")
-        for row in rows:
-            file.write(",".join("" if value is None else str(value) for value in row) + "\n")
+    with new_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def sha256_of(path: Path) -> str:

@@ -143,12 +143,6 @@ def gather(tokens: Tokens, rows: torch.Tensor) -> Batch:
 def batches(
     tokens: Tokens, selections: Iterable[torch.Tensor], device: torch.device
 ) -> Iterator[Batch]:
-    """Batches on the device, each copied while the one before is being computed."""
-    waiting: Batch | None = None
+    """Batches on the device. CUDA computes one while the next is gathered here."""
     for rows in selections:
-        following = gather(tokens, rows).to(device)
-        if waiting is not None:
-            yield waiting
-        waiting = following
-    if waiting is not None:
-        yield waiting
+        yield gather(tokens, rows).to(device)

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of its HTTP client
 
 from distiltune import InputError
 from distiltune.artifacts import WEIGHTS_FILE, new_folder, read_json, sha256_of, write_json
@@ -71,7 +71,7 @@ def _download(row: CheckpointRow, output: Path, where: str) -> None:
             allow_patterns=list(FILES),
             etag_timeout=ANSWER_TIMEOUT_SECONDS,
         )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HTTPError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{where}: cannot download {row.repository} at {row.revision}: {reason}\n"

@@ -230,6 +230,12 @@ def _read_csv(path: Path, *columns: str) -> Iterator[Rows]:
         ) as reader:
             for frame in reader:
                 _check_columns(path, list(frame.columns), (text_column, label_column))
+                if not isinstance(frame.index, pd.RangeIndex):
+                    # pandas would take the first fields for the names of the rows.
+                    raise InputError(
+                        f"{path}: not a table: row 1 has more fields than the header; "
+                        "a text with a comma must stand in double quotes"
+                    )
                 yield frame[text_column].tolist(), frame[label_column].tolist()
     except UnicodeDecodeError:
         raise InputError(f"{path}: line {_first_bad_line(path)}: not UTF-8") from None

@@ -20,6 +20,8 @@ from distiltune.config import TokenizerRow
 HEAD_TOKENS, ALL_TOKENS = 128, 510
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Lengths = np.ndarray[Any, np.dtype[np.int64]]
+# Their first position is the one after the padding id.
+POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
 # How the tokenizer is named to transformers, which makes it loadable by AutoTokenizer.
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -87,7 +89,10 @@ def prepare_tokenizer(
 def _load_tokenizer(checkpoint: Path, max_length: int, output: Path) -> tokenizers.Tokenizer:
     from transformers import AutoTokenizer
 
-    longest = read_json(checkpoint / "config.json").get("max_position_embeddings")
+    config = read_json(checkpoint / "config.json")
+    longest = config.get("max_position_embeddings")
+    if longest is not None and config.get("model_type") in POSITIONS_AFTER_PADDING:
+        longest -= config.get("pad_token_id", 1) + 1
     if longest is not None and max_length > longest:
         raise InputError(
             f"tokenize.max_length: {max_length} is more than the checkpoint takes; "

@@ -75,7 +75,7 @@ def choose_runtime(device: str, precision: str, *, prefer_fp32_on_cpu: bool = Fa
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         fastest = "bf16" if has_bf16 else "fp16"
     else:
-        name = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+        name = f"{os.cpu_count()} cores"
         has_bf16 = _cpu_has_bf16()
         fastest = "bf16" if has_bf16 and not prefer_fp32_on_cpu else "fp32"
         if precision == "fp16":

@@ -1,7 +1,7 @@
 """Generates review-like texts, so that the pipeline runs without a network.
 
 A bag of words does not solve them: an adjective says the opposite when negated, which
-happens to two in five, and a concession ("although ...") praises what the review pans.
+happens to three in ten, and a concession ("although ...") praises what the review pans.
 """
 
 import random

@@ -1,7 +1,7 @@
 """The MLflow mirror: files are the truth, a run in MLflow shows them.
 
-Nothing else imports mlflow. What goes wrong here is said once and never stops a stage:
-`evaluate` writes from the files whatever run it does not find.
+Nothing else logs to it (serving.py is what MLflow runs). What goes wrong here is said
+once and never stops a stage: `evaluate` writes a run that it does not find from the files.
 """
 
 import importlib.metadata
@@ -19,7 +19,7 @@ from typing import Any, Concatenate, ParamSpec
 from filelock import FileLock
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
-WEIGHTS_TAG = "weights_sha256"
+WEIGHTS_TAG, EXPERIMENT_TAG = "weights_sha256", "dvc_experiment"
 # What the logged model needs where it is loaded.
 MODEL_REQUIREMENTS = (
     "mlflow", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "safetensors", "tokenizers",
@@ -104,16 +104,20 @@ class TrackedRun:
 
     @_mirrored
     def find(self, weights_sha256: str) -> None:
-        """Take up the latest run whose weights have this checksum, if there is one."""
+        """Take up the run whose weights have this checksum, if there is one.
+
+        Of several it is this experiment's, else the latest.
+        """
         client = _import_mlflow().MlflowClient(_use_store(self.root))
         runs = client.search_runs(
             [self._experiment_id()],
             filter_string=f"tags.{WEIGHTS_TAG} = '{weights_sha256}'",
             order_by=["attributes.start_time DESC"],
-            max_results=1,
         )
+        # Two experiments may have come to the same weights.
+        own = [r for r in runs if r.data.tags.get(EXPERIMENT_TAG) == os.environ.get("DVC_EXP_NAME")]
         if runs:
-            self.run_id = runs[0].info.run_id
+            self.run_id = (own or runs)[0].info.run_id
             self.was_found = True
 
     @_mirrored
@@ -128,6 +132,9 @@ class TrackedRun:
         ]
         client = mlflow.MlflowClient()
         self._waiting.append(client.log_batch(self.run_id, metrics=batch, synchronous=False))
+
+    def on_update(self, step: int) -> None:
+        """Nothing: steps are logged when there is a record of them."""
 
     def on_step(self, record: Any) -> None:
         self.log_step(
@@ -185,21 +192,18 @@ class TrackedRun:
         probabilities = ["probability", *(f"probability_{name}" for name in label_names)]
         outputs = [ColSpec(DataType.string, "label")]
         outputs += [ColSpec(DataType.double, name) for name in probabilities]
-        with mlflow.start_run(run_id=self.run_id, nested=True) if self.was_found else _Nothing():
-            mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(package / "serving.py"),
-                artifacts={"model": str(folder)},
-                code_paths=[str(package)],
-                signature=ModelSignature(
-                    Schema([ColSpec(DataType.string, "text")]), Schema(outputs)
-                ),
-                input_example=pd.DataFrame({"text": [example]}),
-                pip_requirements=[
-                    f"{name}=={importlib.metadata.version(name).split('+')[0]}"
-                    for name in MODEL_REQUIREMENTS
-                ],
-            )
+        mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(package / "serving.py"),
+            artifacts={"model": str(folder)},
+            code_paths=[str(package)],
+            signature=ModelSignature(Schema([ColSpec(DataType.string, "text")]), Schema(outputs)),
+            input_example=pd.DataFrame({"text": [example]}),
+            pip_requirements=[
+                f"{name}=={importlib.metadata.version(name).split('+')[0]}"
+                for name in MODEL_REQUIREMENTS
+            ],
+        )
 
     @_mirrored
     def log_files(self, files: Iterable[Path], folder: str) -> None:
@@ -214,20 +218,26 @@ class TrackedRun:
         for name, value in tags.items():
             client.set_tag(self.run_id, name, value)
 
+    def close(self, status: str = "FINISHED") -> None:
+        """Wait for what is under way and end the run; one that lost something ends as failed."""
+        self._wait()
+        if self.is_lost and self.run_id is not None and not self.was_found:
+            status = "FAILED"
+            # Otherwise `evaluate` would take it for a whole one.
+            self.is_lost = False
+            self.set_tags({WEIGHTS_TAG: "", "incomplete": "MLflow failed; see the run after it"})
+            self.is_lost = False
+        self._end(status)
+
     @_mirrored
-    def flush(self) -> None:
-        """Wait until what was logged from the thread has arrived."""
+    def _wait(self) -> None:
         for operation in self._waiting:
             operation.wait()
         self._waiting.clear()
 
     @_mirrored
-    def close(self, status: str = "FINISHED") -> None:
-        """Wait for what is under way and end the run."""
-        for operation in self._waiting:
-            operation.wait()
-        self._waiting.clear()
-        if not self.was_found:
+    def _end(self, status: str) -> None:
+        if self.run_id is not None and not self.was_found:
             _import_mlflow().end_run(status)
 
     def _experiment_id(self) -> str:
@@ -241,14 +251,6 @@ class TrackedRun:
                 return str(found.experiment_id)
             location = (self.root / ARTIFACTS).as_uri() if uri == _default_uri(self.root) else None
             return str(mlflow.create_experiment(self.experiment, location))
-
-
-class _Nothing:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 def _import_mlflow() -> Any:
@@ -282,7 +284,7 @@ def _context_tags(root: Path) -> dict[str, str]:
     """What DVC and git say of the run: experiment, baseline, commit."""
     tags = {}
     for name, variable in (
-        ("dvc_experiment", "DVC_EXP_NAME"),
+        (EXPERIMENT_TAG, "DVC_EXP_NAME"),
         ("dvc_baseline", "DVC_EXP_BASELINE_REV"),
     ):
         if value := os.environ.get(variable):

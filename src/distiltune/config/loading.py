@@ -25,6 +25,16 @@ class Yaml12Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (so PyYAML declares it)
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
     def construct_integer(self, node: yaml.ScalarNode) -> int:
         text = node.value.lstrip("+")
         return int(text, 0) if re.match("0[xo]", text) else int(text)
@@ -67,12 +77,16 @@ def load_params(path: Path) -> Params:
     if not isinstance(raw, dict):
         raise InputError(f"{path}: must hold keys and values, not {type(raw).__name__}")
     optimizers = raw.get("optimizers")
-    for name, row in optimizers.items() if isinstance(optimizers, dict) else ():
-        if isinstance(row, dict):
-            row.setdefault("algorithm", name)
+    if isinstance(optimizers, dict):
+        raw["optimizers"] = {
+            name: {"algorithm": name, **row} if isinstance(row, dict) else row
+            for name, row in optimizers.items()
+        }
     try:
         # Through JSON, because strict validation takes no mapping for a dataclass otherwise.
         params = pydantic.TypeAdapter(Params).validate_json(json.dumps(raw))
+    except TypeError as error:
+        raise InputError(f"{path}: holds what is no text, number or list: {error}") from None
     except pydantic.ValidationError as error:
         raise InputError("\n".join(_lines(error, raw, path))) from None
     mistakes = list(_contradictions(params))

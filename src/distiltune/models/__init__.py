@@ -40,6 +40,7 @@ def build_model(
         InputError: the checkpoint does not fit a classifier that transformers has.
     """
     transformers_logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
     labels = {
         "num_labels": len(label_names),
         "id2label": dict(enumerate(label_names)),
@@ -61,8 +62,10 @@ def build_model(
         except (ValueError, OSError, RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"the checkpoint cannot be loaded as a classifier: {reason}") from None
+        if model.config.pad_token_id is None:
+            # Some models look at it to find a review's end; GPT-2's has none.
+            model.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id or 0
         return model
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
     common = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **labels}
     if architecture.type == "lstm":
         return LstmForSequenceClassification(

@@ -67,7 +67,10 @@ class LstmForSequenceClassification(PreTrainedModel):
             attention_mask: (num_reviews, longest), 1 on real tokens.
             labels: (num_reviews,), for the loss.
         """
-        states, _ = self.lstm(self.embedding(input_ids))  # (num_reviews, longest, hidden_size)
+        embedded = self.embedding(input_ids).float()
+        # Autocast runs cuDNN's LSTM in fp16 whatever it is told, which has no scaled loss here.
+        with torch.autocast(embedded.device.type, enabled=False):
+            states, _ = self.lstm(embedded)  # (num_reviews, longest, hidden_size)
         last = attention_mask.sum(1) - 1
         final = states[torch.arange(len(last), device=last.device), last]
         logits = self.classifier(self.dropout(final))

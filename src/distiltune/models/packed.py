@@ -1,4 +1,4 @@
-"""DistilBERT on concatenated reviews: no padding token is ever computed.
+"""DistilBERT on concatenated reviews: no padding goes through embeddings and products.
 
 Exact: each review attends to itself alone, its positions start at 0, and in the last
 block, of which the classifier reads the first token only, nothing else is computed.
@@ -58,10 +58,14 @@ class Layout:
         return Layout(offsets, [1] * num_reviews)
 
     def padded_index(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Index (num_reviews, longest) into the rows, and a mask that is true on real ones."""
+        """Index (num_reviews, longest) into the rows, and a mask that is true on real ones.
+
+        Padding points at rows here and there, since the gradient of an index that stands
+        in many places is summed one after the other on CUDA.
+        """
         columns = torch.arange(self.longest, device=self.offsets.device)
         real = columns < self.offsets.diff()[:, None]
-        index = torch.where(real, self.offsets[:-1, None] + columns, 0)
+        index = (self.offsets[:-1, None] + columns) % sum(self.lengths)
         return index, real
 
 
@@ -96,14 +100,25 @@ def attend(
     """Attention within each review; all tensors are (num_rows, num_heads, head_size).
 
     On the CPU a loop over the reviews, which is as fast as the products are large. On
-    CUDA the variable-length flash kernel, which has no dropout and no fp32; where one
-    of these is wanted, the reviews are padded for the attention alone.
+    CUDA the variable-length flash kernel where it can be had, which has no dropout; else
+    the reviews are padded for the attention alone.
     """
     if query.device.type == "cpu":
         return attend_in_loop(query, key, value, query_layout, layout, dropout)
-    if dropout == 0.0 and query.dtype in (torch.float16, torch.bfloat16):
+    if dropout == 0.0 and has_varlen_kernel(query):
         return attend_varlen(query, key, value, query_layout, layout)
     return attend_padded(query, key, value, query_layout, layout, dropout)
+
+
+def has_varlen_kernel(query: torch.Tensor) -> bool:
+    """Whether flash attention takes it: half precision, Ampere or newer, head size."""
+    head_size = query.shape[-1]
+    return (
+        query.dtype in (torch.float16, torch.bfloat16)
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and head_size % 8 == 0
+        and head_size <= 256
+    )
 
 
 def attend_in_loop(

@@ -1,7 +1,6 @@
 """What a training run did, by step and by epoch, and how it is shown while it runs."""
 
 import csv
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -44,6 +43,8 @@ class EpochRecord:
 
 class Reporter(Protocol):
     """Is told of the training as it goes on."""
+
+    def on_update(self, step: int) -> None: ...
 
     def on_step(self, record: StepRecord) -> None: ...
 
@@ -102,13 +103,14 @@ class ConsoleReporter:
         self.num_steps = num_steps
         self.num_epochs = num_epochs
         self.bar = tqdm(total=num_steps, unit="step", disable=not sys.stderr.isatty(), leave=False)
-        self._last_shown = -math.inf
+
+    def on_update(self, step: int) -> None:
+        self.bar.update(step - self.bar.n)
 
     def on_step(self, record: StepRecord) -> None:
         speed = f"{record.tokens_per_second:,.0f} tokens/s" if record.tokens_per_second else ""
         if not self.bar.disable:
-            self.bar.set_postfix_str(f"loss {record.loss:.4f}, {speed}", refresh=False)
-            self.bar.update(record.step - self.bar.n)
+            self.bar.set_postfix_str(f"loss {record.loss:.4f}, {speed}")
             return
         print(
             f"step {record.step}/{self.num_steps}  loss {record.loss:.4f}  "
@@ -136,6 +138,10 @@ class Recorder:
     def __init__(self, reporters: Sequence[Reporter]) -> None:
         self.history = History()
         self.reporters = reporters
+
+    def on_update(self, step: int) -> None:
+        for reporter in self.reporters:
+            reporter.on_update(step)
 
     def on_step(self, record: StepRecord) -> None:
         self.history.steps.append(record)

@@ -1,4 +1,7 @@
-"""The training loop: mixed precision, accumulation, no waiting for the device in a step."""
+"""The training loop: mixed precision, accumulation.
+
+Nothing in a step waits for the device, but for fp16, whose loss scale must be looked at.
+"""
 
 import copy
 import math
@@ -88,6 +91,7 @@ class _Loop:
         self.schedule = build_schedule(self.optimizer, config.optimizer_row, self.num_steps)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         self.step = 0
+        self.window = _Window(runtime.device)
 
     def run_epoch(self, epoch: int) -> EpochRecord:
         """One pass over the training split, then validation."""
@@ -96,7 +100,6 @@ class _Loop:
         selections = self._selections(epoch)
         group_size = config.train.gradient_accumulation_steps
         epoch_sums = torch.zeros(2, device=device)  # loss, right answers
-        window = _Window(device)
         self.model.train()
         waiting = batches(self.train, selections, device)
         for first in range(0, len(selections), group_size):
@@ -118,8 +121,8 @@ class _Loop:
                 right = (logits.detach().argmax(1) == batch.labels).sum()
                 sums = torch.stack([loss_sum.detach(), right])
                 epoch_sums += sums
-                window.add(sums[0], len(batch.labels), sum(batch.lengths))
-            self._update(epoch, first, len(selections), window)
+                self.window.add(sums[0], len(batch.labels), sum(batch.lengths))
+            self._update(epoch - 1 + (first + len(group)) / len(selections))
         train_loss, train_right = epoch_sums.tolist()
         trained = time.perf_counter()
         logits = predict_logits(
@@ -137,6 +140,7 @@ class _Loop:
             validation_seconds=time.perf_counter() - trained,
         )
         self.recorder.on_epoch(record)
+        self.window.leave_out(time.perf_counter() - trained)
         return record
 
     def _selections(self, epoch: int) -> list[torch.Tensor]:
@@ -147,7 +151,7 @@ class _Loop:
             )
         return random_batches(order, self.config.batch_size)
 
-    def _update(self, epoch: int, first: int, num_batches: int, window: "_Window") -> None:
+    def _update(self, epoch: float) -> None:
         """One optimizer step; a record of the last ones where it is time for it."""
         clip = self.config.train.max_gradient_norm
         is_logged = (self.step + 1) % self.config.train.log_every_steps == 0 or (
@@ -169,17 +173,16 @@ class _Loop:
         if not self.scaler.is_enabled() or self.scaler.get_scale() >= scale:
             self.schedule.step()
         self.step += 1
+        self.recorder.on_update(self.step)
         if is_logged:
-            record = window.close(
-                step=self.step,
-                epoch=epoch - 1 + min(1.0, (first + 1) / num_batches),
-                learning_rate=learning_rate,
-                norm=norm,
+            record = self.window.close(
+                step=self.step, epoch=epoch, learning_rate=learning_rate, norm=norm
             )
             if not math.isfinite(record.loss):
                 raise InputError(
-                    f"the loss is {record.loss} at step {self.step}, epoch {epoch}, learning rate "
-                    f"{learning_rate:g}; lower optimizers.{self.config.optimizer}.learning_rate"
+                    f"the loss is {record.loss} at step {self.step}, epoch {epoch:.2f}, "
+                    f"learning rate {learning_rate:g}; "
+                    f"lower optimizers.{self.config.optimizer}.learning_rate"
                 )
             self.recorder.on_step(record)
 
@@ -201,6 +204,10 @@ class _Window:
         self.loss_sum += loss_sum
         self.num_examples += num_examples
         self.num_tokens += num_tokens
+
+    def leave_out(self, seconds: float) -> None:
+        """Do not count a time in which nothing was trained."""
+        self.started += seconds
 
     def close(
         self, *, step: int, epoch: float, learning_rate: float, norm: torch.Tensor | None

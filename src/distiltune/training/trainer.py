@@ -43,10 +43,16 @@ class _Reviews(Dataset[dict[str, torch.Tensor]]):
 
 
 class _Collator:
-    """Pads to the longest review of the batch."""
+    """Pads to the longest review of the batch, and counts what it gave out."""
 
     def __init__(self, padding_id: int) -> None:
         self.padding_id = padding_id
+        self.reset()
+
+    def reset(self) -> None:
+        """Count tokens and examples from here, for their speed."""
+        self.num_tokens = self.num_examples = 0
+        self.started = time.perf_counter()
 
     def __call__(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         ids = [example["input_ids"].long() for example in examples]
@@ -54,14 +60,17 @@ class _Collator:
         padded = torch.nn.utils.rnn.pad_sequence(ids, True, self.padding_id)
         mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long()
         labels = torch.stack([example["labels"] for example in examples])
+        self.num_tokens += int(lengths.sum())
+        self.num_examples += len(examples)
         return {"input_ids": padded, "attention_mask": mask, "labels": labels}
 
 
 class _Callback(TrainerCallback):
     """Turns the Trainer's logs into records."""
 
-    def __init__(self, recorder: Recorder) -> None:
+    def __init__(self, recorder: Recorder, collator: _Collator) -> None:
         self.recorder = recorder
+        self.collator = collator
         self.epoch_started = 0.0
         self.epoch_ended = 0.0
         self.losses: list[float] = []
@@ -69,6 +78,12 @@ class _Callback(TrainerCallback):
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
         self.epoch_started = time.perf_counter()
         self.losses = []
+        self.collator.reset()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.recorder.on_update(state.global_step)
 
     def on_epoch_end(self, *_: Any, **__: Any) -> None:
         self.epoch_ended = time.perf_counter()
@@ -84,6 +99,7 @@ class _Callback(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         self.losses.append(logs["loss"])
+        seconds = time.perf_counter() - self.collator.started
         self.recorder.on_step(
             StepRecord(
                 step=state.global_step,
@@ -91,10 +107,11 @@ class _Callback(TrainerCallback):
                 loss=logs["loss"],
                 learning_rate=logs["learning_rate"],
                 gradient_norm=logs.get("grad_norm"),
-                tokens_per_second=None,
-                examples_per_second=None,
+                tokens_per_second=self.collator.num_tokens / seconds,
+                examples_per_second=self.collator.num_examples / seconds,
             )
         )
+        self.collator.reset()
 
     def on_evaluate(
         self,
@@ -131,7 +148,8 @@ def train_with_trainer(
     """Train the model in place with `transformers.Trainer`; see `train_native`.
 
     The Trainer gives no running training accuracy, so that field stays empty; its
-    training loss is the mean of the logged ones.
+    training loss is the mean of the logged ones, and the rate that it logs is that of
+    the step to come. It uses one device, as `engine: native` does.
     """
     num_steps = config.num_steps(train.num_reviews)
     optimizer = build_optimizer(model, config.optimizer_row, config.learning_rate)
@@ -145,7 +163,8 @@ def train_with_trainer(
             per_device_train_batch_size=config.batch_size,
             per_device_eval_batch_size=config.batch_size * 4,
             gradient_accumulation_steps=config.train.gradient_accumulation_steps,
-            max_grad_norm=config.train.max_gradient_norm or 0.0,
+            # Without a bound the Trainer would not tell the norm.
+            max_grad_norm=config.train.max_gradient_norm or 1e30,
             bf16=runtime.precision == "bf16",
             fp16=runtime.precision == "fp16",
             use_cpu=runtime.device.type == "cpu",
@@ -161,23 +180,41 @@ def train_with_trainer(
             disable_tqdm=True,
             dataloader_pin_memory=runtime.device.type == "cuda",
         )
+        # All GPUs would make the batch as many times as large, and the steps as many fewer.
+        assert arguments.device.type == runtime.device.type
+        arguments._n_gpu = min(arguments.n_gpu, 1)
+        collator = _Collator(model.config.pad_token_id or 0)
         trainer = Trainer(
             model=model,
             args=arguments,
             train_dataset=_Reviews(train),
             eval_dataset=_Reviews(validation),
-            data_collator=_Collator(model.config.pad_token_id or 0),
+            data_collator=collator,
+            compute_loss_func=_mean_loss,
             optimizers=(optimizer, schedule),
             compute_metrics=_accuracy,
-            callbacks=[_Callback(recorder)],
+            callbacks=[_Callback(recorder, collator)],
         )
         # Its own log lines would come twice, once from the reporters.
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+    assert trainer.state.global_step == num_steps
     history = recorder.history
     history.best_epoch = max(history.epochs, key=lambda r: r.validation_accuracy).epoch
     history.kept_epoch = history.best_epoch if keep_best else config.epochs
     return history
+
+
+def _mean_loss(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """The mean over the reviews of a step, accumulated batches together.
+
+    The models' own loss ignores how many those are, and the Trainer does not divide by it.
+    """
+    num_reviews = len(labels) if num_items_in_batch is None else num_items_in_batch
+    total = torch.nn.functional.cross_entropy(outputs.logits.float(), labels, reduction="sum")
+    return total / num_reviews
 
 
 def _accuracy(prediction: Any) -> dict[str, float]:
