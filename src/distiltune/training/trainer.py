@@ -148,8 +148,8 @@ def train_with_trainer(
     """Train the model in place with `transformers.Trainer`; see `train_native`.
 
     The Trainer gives no running training accuracy, so that field stays empty; its
-    training loss is the mean of the logged ones, and the rate that it logs is that of
-    the step to come. It uses one device, as `engine: native` does.
+    training loss is the mean of the logged ones. It uses one device, as `engine: native`
+    does.
     """
     num_steps = config.num_steps(train.num_reviews)
     optimizer = build_optimizer(model, config.optimizer_row, config.learning_rate)
