@@ -63,7 +63,10 @@ def test_one_run_after_the_other(project: Project) -> None:
     assert ran(used) == {"train", "evaluate"}
 
     runs = runs_of(project)
-    assert [run.info.run_name for run in runs] == ["first", "second", "third", "fourth"]
+    assert [run.info.run_name for run in runs] == [
+        "tiny-adam-123 first", "tiny-adamw-123 second", "tiny-adamw-9 third",
+        "tiny-adamw-9 fourth",
+    ]  # fmt: skip
     assert {run.info.status for run in runs} == {"FINISHED"}
     first, second, third, fourth = (run.data for run in runs)
     assert first.params["optimizer"] == "adam"

@@ -79,7 +79,7 @@ class TrackedRun:
         """Open a new run.
 
         Args:
-            name: the run's name where DVC gives no experiment name.
+            name: the run's name; DVC's experiment name, if any, is added.
             params: the resolved params of the active rows.
             tags: device, versions, and so on.
             dataset: the data set's name.
@@ -90,7 +90,7 @@ class TrackedRun:
         experiment_id = self._experiment_id()
         run = mlflow.start_run(
             experiment_id=experiment_id,
-            run_name=os.environ.get("DVC_EXP_NAME") or name,
+            run_name=" ".join(filter(None, (name, os.environ.get("DVC_EXP_NAME")))),
             tags={**tags, **_context_tags(self.root)},
             log_system_metrics=system_metrics,
         )
@@ -250,7 +250,9 @@ class TrackedRun:
             if found is not None:
                 return str(found.experiment_id)
             location = (self.root / ARTIFACTS).as_uri() if uri == _default_uri(self.root) else None
-            return str(mlflow.create_experiment(self.experiment, location))
+            # The UI opens such an experiment on its runs and models.
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            return str(mlflow.create_experiment(self.experiment, location, tags))
 
 
 def _import_mlflow() -> Any:

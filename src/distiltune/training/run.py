@@ -76,7 +76,7 @@ def run_training(
         flush=True,
     )
     facts = {
-        "name": f"{train.info.dataset}-{config.model}-{config.optimizer}-{config.seed}",
+        "name": f"{config.model}-{config.optimizer}-{config.seed}",
         "params": _resolved(config, runtime, train, validation, num_steps),
         "tags": {"device": runtime.description, **version_tags()},
         "dataset": train.info.dataset,
