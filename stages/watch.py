@@ -4,6 +4,7 @@ There is a stage for each file, and each writes the digests of all, so that none
 a file that is not listed any more.
 """
 
+import shutil
 from pathlib import Path
 
 from distiltune.artifacts import new_folder, sha256_of
@@ -14,14 +15,14 @@ from distiltune.runtime import project_root, run_stage
 
 def main() -> None:
     config = load(WatchConfig)
-    with new_folder(Path("inputs/csv")) as folder:
-        for path in config.paths:
-            # An empty folder does not count for DVC: `download` reads no file then.
-            watched = folder / f"{path.lstrip('/')}.watched"
-            watched.mkdir(parents=True)
+    for old in list(Path("inputs/csv").rglob("*.watched")):
+        shutil.rmtree(old)
+    for path in config.paths:
+        # An empty folder does not count for DVC: `download` reads no file then.
+        with new_folder(Path("inputs/csv") / f"{path.lstrip('/')}.watched") as folder:
             if config.dataset == "csv":
                 digest = sha256_of(find_file(path, project_root()))
-                (watched / "sha256").write_text(digest + "\n")
+                (folder / "sha256").write_text(digest + "\n")
 
 
 if __name__ == "__main__":

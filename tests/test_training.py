@@ -227,7 +227,7 @@ def test_a_warm_up_that_is_too_long_stops_the_stage_before_it_starts(prepared: P
     prepared.change_params({"optimizer": "adamw", "optimizers.adamw.warmup_steps": 21})
     result = prepared.stage("train", check=False)
     assert result.returncode == 1
-    assert "make 20 steps; set it to 20 or less" in result.stderr
+    assert "make 20 steps; set it to less, as -S optimizers.adamw.warmup_steps=2" in result.stderr
     assert not (prepared.root / "data/model").exists()
     assert not (prepared.root / "mlflow.db").exists()
 

@@ -88,7 +88,7 @@ def download_imdb(row: ImdbRow, root: Path, output: Path) -> None:
     """
     way_out = (
         "give a mirror or a file of your own: -S 'datasets.imdb.urls=[file:///...]' with its "
-        "-S datasets.imdb.sha256=...; or generated reviews: -S dataset=sample"
+        "-S datasets.imdb.sha256=...; or what needs no network: -S dataset=sample -S model=tiny"
     )
     archive = fetch(row.urls, row.sha256, root / DOWNLOADS, way_out)
     texts, labels = read_imdb(archive)

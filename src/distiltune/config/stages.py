@@ -122,7 +122,7 @@ class TrainConfig:
                 f"optimizers.{self.optimizer}.warmup_steps: {self.optimizer_row.warmup_steps} is "
                 f"longer than the training: {num_examples} reviews in batches of "
                 f"{self.batch_size} for {self.epochs} epochs make {num_steps} steps; "
-                f"set it to {num_steps} or less"
+                f"set it to less, as -S optimizers.{self.optimizer}.warmup_steps={num_steps // 10}"
             )
         return num_steps
 

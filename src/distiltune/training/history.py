@@ -2,6 +2,7 @@
 
 import csv
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from distiltune.artifacts import write_csv
 
+SECONDS_BETWEEN_LINES = 5.0
 STEPS_FILE, EPOCHS_FILE = "steps.csv", "epochs.csv"
 
 
@@ -97,11 +99,12 @@ def read_metrics(folder: Path) -> tuple[list[dict[str, float]], list[dict[str, f
 
 
 class ConsoleReporter:
-    """A progress bar on a terminal, plain lines elsewhere."""
+    """A progress bar on a terminal; elsewhere plain lines, no more than one in 5 seconds."""
 
     def __init__(self, num_steps: int, num_epochs: int) -> None:
         self.num_steps = num_steps
         self.num_epochs = num_epochs
+        self._next_line = 0.0
         self.bar = tqdm(total=num_steps, unit="step", disable=not sys.stderr.isatty(), leave=False)
 
     def on_update(self, step: int) -> None:
@@ -111,7 +114,9 @@ class ConsoleReporter:
         speed = f"{record.tokens_per_second:,.0f} tokens/s" if record.tokens_per_second else ""
         if not self.bar.disable:
             self.bar.set_postfix_str(f"loss {record.loss:.4f}, {speed}")
+        if not self.bar.disable or time.monotonic() < self._next_line:
             return
+        self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
         print(
             f"step {record.step}/{self.num_steps}  loss {record.loss:.4f}  "
             f"rate {record.learning_rate:.2e}  {speed}",
