@@ -4,7 +4,9 @@ import shutil
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined] # of its HTTP client
+
+# The base error of whichever HTTP client the hub's library uses, which it does not re-export.
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
 from distiltune import InputError
 from distiltune.artifacts import WEIGHTS_FILE, new_folder, read_json, sha256_of, write_json

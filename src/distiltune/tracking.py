@@ -226,6 +226,7 @@ class TrackedRun:
             # Otherwise `evaluate` would take it for a whole one.
             self.is_lost = False
             self.set_tags({WEIGHTS_TAG: "", "incomplete": "MLflow failed; see the run after it"})
+            # Even where the tags could not be set, the run must not be left open.
             self.is_lost = False
         self._end(status)
 
