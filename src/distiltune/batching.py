@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from torch.nn import functional
 
 from distiltune import InputError
 from distiltune.artifacts import DatasetInfo
@@ -127,9 +128,50 @@ def length_sorted_batches(lengths: torch.Tensor, max_tokens: int) -> Iterator[to
         start = end
 
 
+def lengths_of(tokens: Tokens, rows: torch.Tensor) -> torch.Tensor:
+    """The lengths of some reviews, (len(rows),)."""
+    return tokens.offsets[rows + 1] - tokens.offsets[rows]
+
+
+def divide(rows: torch.Tensor, lengths: torch.Tensor, max_tokens: int) -> list[torch.Tensor]:
+    """Cut a batch into parts of at most `max_tokens` each, or of one review.
+
+    Args:
+        rows: (num_reviews,), in the order to keep.
+        lengths: (num_reviews,), what each review counts for.
+        max_tokens: the bound.
+    """
+    sizes, num_tokens = [0], 0
+    for length in lengths.tolist():
+        if sizes[-1] and num_tokens + length > max_tokens:
+            sizes.append(0)
+            num_tokens = 0
+        sizes[-1] += 1
+        num_tokens += length
+    return list(rows.split(sizes))
+
+
+def add_filler(batch: Batch, multiple: int, max_length: int) -> Batch:
+    """Append a review of zeros without a label, so that few numbers of tokens occur.
+
+    Args:
+        batch: of reviews of up to `max_length` tokens.
+        multiple: what the number of tokens is rounded up to, by 1 to `multiple` tokens.
+        max_length: what `lengths` says of every review, as its bound.
+    """
+    assert multiple <= max_length
+    filler = multiple - len(batch.ids) % multiple
+    return Batch(
+        ids=functional.pad(batch.ids, (0, filler)),
+        offsets=torch.cat([batch.offsets, batch.offsets[-1:] + filler]),
+        labels=batch.labels,
+        lengths=[max_length] * (len(batch.lengths) + 1),
+    )
+
+
 def gather(tokens: Tokens, rows: torch.Tensor) -> Batch:
     """Collect some reviews, by one vectorised index over the mapped ids."""
-    starts, lengths = tokens.offsets[rows], tokens.lengths[rows]
+    starts, lengths = tokens.offsets[rows], lengths_of(tokens, rows)
     offsets = torch.zeros(len(rows) + 1, dtype=torch.int64)
     torch.cumsum(lengths, 0, out=offsets[1:])
     num_tokens = int(offsets[-1])

@@ -5,7 +5,8 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from distiltune.batching import Tokens, batches, length_sorted_batches
-from distiltune.models import compute_logits
+from distiltune.config import SpeedTable
+from distiltune.models import DEFAULT_SPEED, compute_logits
 from distiltune.runtime import Runtime
 
 MAX_TOKENS_PER_BATCH = 16_384
@@ -13,7 +14,7 @@ MAX_TOKENS_PER_BATCH = 16_384
 
 @torch.inference_mode()
 def predict_logits(
-    model: PreTrainedModel, tokens: Tokens, runtime: Runtime, *, padding_free: bool = True
+    model: PreTrainedModel, tokens: Tokens, runtime: Runtime, speed: SpeedTable = DEFAULT_SPEED
 ) -> torch.Tensor:
     """Logits of every review, (num_reviews, num_labels) fp32 on the CPU, in their order.
 
@@ -25,9 +26,7 @@ def predict_logits(
     outputs = []
     for batch in batches(tokens, selections, runtime.device):
         with runtime.autocast():
-            logits = compute_logits(
-                model, batch.ids, batch.offsets, batch.lengths, padding_free=padding_free
-            )
+            logits = compute_logits(model, batch.ids, batch.offsets, batch.lengths, speed)
         outputs.append(logits.float())
     model.train(was_training)
     order = torch.cat(selections)

@@ -11,7 +11,7 @@ Parameters = Iterable[torch.nn.Parameter]
 
 
 def build_adam(
-    parameters: Parameters, row: OptimizerRow, learning_rate: float
+    parameters: Parameters, row: OptimizerRow, learning_rate: float, fused: bool
 ) -> torch.optim.Optimizer:
     """Adam (Kingma and Ba 2015); weight decay, if any, is added to the gradient."""
     return torch.optim.Adam(
@@ -20,11 +20,12 @@ def build_adam(
         betas=row.betas,
         eps=row.epsilon,
         weight_decay=row.weight_decay,
+        fused=fused,
     )
 
 
 def build_adamw(
-    parameters: Parameters, row: OptimizerRow, learning_rate: float
+    parameters: Parameters, row: OptimizerRow, learning_rate: float, fused: bool
 ) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019), on every weight."""
     return torch.optim.AdamW(
@@ -33,17 +34,19 @@ def build_adamw(
         betas=row.betas,
         eps=row.epsilon,
         weight_decay=row.weight_decay,
+        fused=fused,
     )
 
 
-OPTIMIZERS: dict[str, Callable[[Parameters, OptimizerRow, float], torch.optim.Optimizer]] = {
+Builder = Callable[[Parameters, OptimizerRow, float, bool], torch.optim.Optimizer]
+OPTIMIZERS: dict[str, Builder] = {
     "adam": build_adam,
     "adamw": build_adamw,
 }
 
 
 def build_optimizer(
-    model: torch.nn.Module, row: OptimizerRow, learning_rate: float
+    model: torch.nn.Module, row: OptimizerRow, learning_rate: float, *, fused: bool = True
 ) -> torch.optim.Optimizer:
     """The row's optimizer over all trainable weights.
 
@@ -51,9 +54,10 @@ def build_optimizer(
         model: whose weights to train.
         row: the variant.
         learning_rate: the peak rate, after the model's multiplier.
+        fused: whether one kernel does the whole update.
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return OPTIMIZERS[row.algorithm](trainable, row, learning_rate)
+    return OPTIMIZERS[row.algorithm](trainable, row, learning_rate, fused)
 
 
 def build_schedule(

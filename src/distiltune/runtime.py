@@ -40,6 +40,17 @@ class Runtime:
     precision: str  # fp32, bf16 or fp16
     description: str
 
+    @property
+    def has_flash_attention(self) -> bool:
+        """Whether PyTorch's flash kernels run here: half precision, Ampere or newer."""
+        import torch
+
+        return (
+            self.device.type == "cuda"
+            and self.precision != "fp32"
+            and torch.cuda.get_device_capability(self.device) >= (8, 0)
+        )
+
     def autocast(self) -> "torch.autocast":
         """The context in which forward passes run: weights stay fp32, products do not."""
         import torch
@@ -95,6 +106,17 @@ def _cpu_has_bf16() -> bool:
         return False
     flags = set(cpuinfo.read_text().split())
     return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping, or that the container still allows."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+        available = min(available, int(text) - int(used.read_text()))
+    return max(0, available)
 
 
 def seed_everything(seed: int) -> None:

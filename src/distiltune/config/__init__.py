@@ -10,6 +10,7 @@ from distiltune.config.schema import (
     ModelRow,
     OptimizerRow,
     SampleRow,
+    SpeedTable,
     SplitRow,
     TokenizerRow,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "ModelRow",
     "OptimizerRow",
     "SampleRow",
+    "SpeedTable",
     "SplitConfig",
     "SplitRow",
     "TokenizeConfig",

@@ -179,8 +179,27 @@ class TrainTable:
     gradient_accumulation_steps: Count
     max_gradient_norm: Annotated[float, Field(gt=0)] | None
     keep: Literal["last", "best"]
-    padding_free: bool
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"]
+    max_tokens_per_pass: Count | Literal["auto"]
     log_every_steps: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SpeedTable:
+    """Ways to compute the same faster; each can be turned off.
+
+    The fields are explained in `params.yaml`. All hold for `engine: native`, and for
+    DistilBERT, but for `fused_optimizer`, which holds for all.
+    """
+
+    padding_free: bool = True
+    first_token_only: bool = True
+    fused_projection: bool = True
+    fast_attention: bool = True
+    fast_dropout: bool = True
+    fused_optimizer: bool = True
+    cuda_graphs: bool = True
+    compile: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -207,4 +226,5 @@ class Params:
     tokenize: TokenizeTable
     optimizers: dict[str, OptimizerRow]
     train: TrainTable
+    speed: SpeedTable
     tracking: TrackingTable

@@ -22,6 +22,7 @@ from distiltune.config.schema import (
     Params,
     Precision,
     SampleRow,
+    SpeedTable,
     SplitRow,
     TokenizerRow,
     TokenizeTable,
@@ -87,6 +88,7 @@ class TrainConfig:
     device: Annotated[Device, "device"]
     precision: Annotated[Precision, "precision"]
     train: Annotated[TrainTable, "train"]
+    speed: Annotated[SpeedTable, "speed"]
     tracking: Annotated[TrackingTable, "tracking"]
 
     @property
@@ -133,6 +135,7 @@ class EvaluateConfig:
 
     device: Annotated[Device, "device"]
     precision: Annotated[Precision, "precision"]
+    speed: Annotated[SpeedTable, "speed"]
     tracking: Annotated[TrackingTable, "tracking"]
 
 

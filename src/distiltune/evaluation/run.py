@@ -65,7 +65,7 @@ def run_evaluation(
     )
     print(f"evaluating {test.num_reviews:,} reviews on {runtime.description}", flush=True)
     network = load_model(model).to(runtime.device)
-    logits = predict_logits(network, test, runtime)
+    logits = predict_logits(network, test, runtime, config.speed)
     probabilities = logits.double().softmax(1).numpy()
     labels, num_tokens = test.labels.numpy(), test.lengths.numpy()
     reviews, info = read_reviews(table, ["row", "in_train"])

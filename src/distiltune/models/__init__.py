@@ -10,14 +10,19 @@ from transformers import (
     AutoTokenizer,
     DistilBertConfig,
     DistilBertForSequenceClassification,
+    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import logging as transformers_logging
 
 from distiltune import InputError
-from distiltune.config import ModelRow
+from distiltune.config import ModelRow, SpeedTable
 from distiltune.models.lstm import LstmConfig, LstmForSequenceClassification
 from distiltune.models.packed import packed_logits
+
+# What transformers' configs call it.
+ATTENTION_DROPOUT_NAMES = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop")
+DEFAULT_SPEED = SpeedTable()
 
 
 def build_model(
@@ -26,6 +31,7 @@ def build_model(
     max_length: int,
     tokenizer_folder: Path,
     checkpoint_folder: Path,
+    attention_dropout: float | None = None,
 ) -> PreTrainedModel:
     """A classifier ready to be trained; random parts come from PyTorch's seed.
 
@@ -35,9 +41,12 @@ def build_model(
         max_length: the most tokens that a review has.
         tokenizer_folder: gives the size of the vocabulary and the padding id.
         checkpoint_folder: pretrained weights, read where the architecture says so.
+        attention_dropout: the share of attention weights to drop; `None` is the
+            architecture's own.
 
     Raises:
-        InputError: the checkpoint does not fit a classifier that transformers has.
+        InputError: the checkpoint does not fit a classifier that transformers has, or
+            the model has no attention dropout to set.
     """
     transformers_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
@@ -51,9 +60,12 @@ def build_model(
         # Silences the note that the head is new, which is what fine-tuning means.
         transformers_logging.set_verbosity_error()
         try:
+            config = AutoConfig.from_pretrained(checkpoint_folder, local_files_only=True, **labels)
+            if attention_dropout is not None:
+                _set_attention_dropout(config, attention_dropout)
             model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
                 checkpoint_folder,
-                **labels,
+                config=config,
                 dtype=torch.float32,
                 use_safetensors=True,
                 local_files_only=True,
@@ -68,6 +80,8 @@ def build_model(
         return model
     common = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **labels}
     if architecture.type == "lstm":
+        if attention_dropout is not None:
+            raise InputError("train.attention_dropout: an lstm has no attention; set auto")
         return LstmForSequenceClassification(
             LstmConfig(
                 embedding_size=architecture.embedding_size,
@@ -84,13 +98,26 @@ def build_model(
             n_heads=architecture.num_heads,
             hidden_dim=architecture.feed_forward_size,
             dropout=architecture.dropout,
-            attention_dropout=architecture.dropout,
+            attention_dropout=(
+                architecture.dropout if attention_dropout is None else attention_dropout
+            ),
             seq_classif_dropout=architecture.dropout,
             initializer_range=architecture.initializer_range,
             max_position_embeddings=max_length,
             **common,
         )
     )
+
+
+def _set_attention_dropout(config: PretrainedConfig, attention_dropout: float) -> None:
+    found = [name for name in ATTENTION_DROPOUT_NAMES if hasattr(config, name)]
+    if not found:
+        raise InputError(
+            f"train.attention_dropout: a {config.model_type} checkpoint has none of "
+            f"{', '.join(ATTENTION_DROPOUT_NAMES)}; set auto"
+        )
+    for name in found:
+        setattr(config, name, attention_dropout)
 
 
 def save_model(model: PreTrainedModel, tokenizer_folder: Path, output: Path) -> None:
@@ -118,30 +145,29 @@ def compute_logits(
     ids: torch.Tensor,
     offsets: torch.Tensor,
     lengths: list[int],
-    *,
-    padding_free: bool = True,
+    speed: SpeedTable = DEFAULT_SPEED,
 ) -> torch.Tensor:
     """Logits (num_reviews, num_labels) of concatenated reviews.
 
-    DistilBERT computes them as they are; any other model, or DistilBERT with
-    `padding_free=False`, gets them padded to the longest.
+    DistilBERT computes them as they are; any other model, or DistilBERT without
+    `speed.padding_free`, gets them padded to the longest.
 
     Args:
         model: any sequence classifier of transformers, or the LSTM.
         ids: (num_tokens,).
         offsets: (num_reviews + 1,), where each review starts.
         lengths: the reviews' lengths, on the host.
-        padding_free: whether to use the padding-free path where there is one.
+        speed: which shortcuts to take.
     """
-    if padding_free and has_padding_free_path(model):
-        return packed_logits(model, ids, offsets, lengths)
+    if has_padding_free_path(model, speed):
+        return packed_logits(model, ids, offsets, lengths, speed)
     input_ids, attention_mask = pad(ids, offsets, lengths, model.config.pad_token_id or 0)
     logits: torch.Tensor = model(input_ids=input_ids, attention_mask=attention_mask).logits
     return logits
 
 
-def has_padding_free_path(model: PreTrainedModel) -> bool:
-    return isinstance(model, DistilBertForSequenceClassification)
+def has_padding_free_path(model: PreTrainedModel, speed: SpeedTable) -> bool:
+    return speed.padding_free and isinstance(model, DistilBertForSequenceClassification)
 
 
 def pad(

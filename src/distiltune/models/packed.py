@@ -6,191 +6,120 @@ Logits and gradients equal the padded model's (tests/test_models.py). The idea o
 computing no padding: Zhai et al. 2023, "ByteTransformer".
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from distiltune.config import SpeedTable
+from distiltune.models.attention import Layout, attend
+from distiltune.models.dropout import drop
+
 
 def packed_logits(
-    model: nn.Module, ids: torch.Tensor, offsets: torch.Tensor, lengths: list[int]
+    model: nn.Module,
+    ids: torch.Tensor,
+    offsets: torch.Tensor,
+    lengths: list[int],
+    speed: SpeedTable,
 ) -> torch.Tensor:
     """The classifier's logits.
 
     Args:
-        model: a `DistilBertForSequenceClassification`; its own modules do the work.
+        model: a `DistilBertForSequenceClassification`; its own weights do the work.
         ids: (num_tokens,), the reviews one after the other.
         offsets: (num_reviews + 1,), where each starts.
-        lengths: the reviews' lengths, on the host.
+        lengths: the reviews' lengths, on the host; on CUDA an upper bound of each will do.
+        speed: which shortcuts to take.
 
     Returns:
         (num_reviews, num_labels).
     """
-    encoder: Any = model.distilbert
+    classifier: Any = model
+    encoder = classifier.distilbert
     starts = offsets[:-1]
     shift = torch.repeat_interleave(starts, offsets.diff(), output_size=len(ids))
     positions = torch.arange(len(ids), device=ids.device) - shift
-    hidden = encoder.embeddings(ids[None], position_ids=positions[None])[0]  # (num_tokens, dim)
+    hidden = encoder.embeddings.word_embeddings(ids)
+    hidden = hidden + encoder.embeddings.position_embeddings(positions)
+    hidden = _drop(encoder.embeddings.dropout, encoder.embeddings.LayerNorm(hidden), speed)
     layout = Layout(offsets, lengths)
     *blocks, last_block = encoder.transformer.layer
+    compute = _compiled_block() if speed.compile else _block
     for block in blocks:
-        hidden = _block(block, hidden, hidden, layout, layout)
-    first = _block(last_block, hidden[starts], hidden, layout.first_tokens(), layout)
-    classifier: Any = model
+        hidden = compute(block, hidden, None, layout, speed)
+    if speed.first_token_only:
+        first = compute(last_block, hidden, starts, layout, speed)
+    else:
+        first = compute(last_block, hidden, None, layout, speed).index_select(0, starts)
     pooled = functional.relu(classifier.pre_classifier(first))
-    logits: torch.Tensor = classifier.classifier(classifier.dropout(pooled))
+    logits: torch.Tensor = classifier.classifier(_drop(classifier.dropout, pooled, speed))
     return logits
 
 
-class Layout:
-    """Where each review's rows are in a (num_rows, ...) tensor."""
-
-    def __init__(self, offsets: torch.Tensor, lengths: list[int]) -> None:
-        self.offsets = offsets
-        self.lengths = lengths
-        self.longest = max(lengths)
-
-    def first_tokens(self) -> "Layout":
-        """The layout of one row for each review."""
-        num_reviews = len(self.lengths)
-        offsets = torch.arange(num_reviews + 1, device=self.offsets.device)
-        return Layout(offsets, [1] * num_reviews)
-
-    def padded_index(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Index (num_reviews, longest) into the rows, and a mask that is true on real ones.
-
-        Padding points at rows here and there, since the gradient of an index that stands
-        in many places is summed one after the other on CUDA.
-        """
-        columns = torch.arange(self.longest, device=self.offsets.device)
-        real = columns < self.offsets.diff()[:, None]
-        index = (self.offsets[:-1, None] + columns) % sum(self.lengths)
-        return index, real
+@functools.cache
+def _compiled_block() -> Callable[..., torch.Tensor]:
+    """One compilation for all blocks and all numbers of tokens."""
+    compiled: Callable[..., torch.Tensor] = torch.compile(_block, dynamic=True)
+    return compiled
 
 
 def _block(
-    block: Any, queries: torch.Tensor, hidden: torch.Tensor, query_layout: Layout, layout: Layout
+    block: Any,
+    hidden: torch.Tensor,
+    chosen: torch.Tensor | None,
+    layout: Layout,
+    speed: SpeedTable,
 ) -> torch.Tensor:
-    """One transformer block for the rows `queries`, which attend to their review's `hidden`."""
+    """One transformer block; its output for all rows, or for the `chosen` alone."""
     attention = block.attention
     shape = (-1, attention.n_heads, attention.attention_head_size)
+    projections = (attention.q_lin, attention.k_lin, attention.v_lin)
+    if chosen is None:
+        rows, query_layout = hidden, layout
+    else:
+        # index_select's gradient is a sum by index; that of hidden[chosen] sorts first.
+        rows, query_layout = hidden.index_select(0, chosen), layout.first_tokens()
+    if not speed.fused_projection:
+        query, key, value = (
+            projection(source).view(shape)
+            for projection, source in zip(projections, (rows, hidden, hidden), strict=True)
+        )
+    elif chosen is None:
+        query, key, value = _project(hidden, projections, shape)
+    else:
+        query = attention.q_lin(rows).view(shape)
+        key, value = _project(hidden, projections[1:], shape)
     mixed = attend(
-        attention.q_lin(queries).view(shape),
-        attention.k_lin(hidden).view(shape),
-        attention.v_lin(hidden).view(shape),
-        query_layout,
-        layout,
-        dropout=attention.dropout.p if attention.training else 0.0,
-    )
-    attended = attention.out_lin(mixed.reshape(len(queries), -1))
-    attended = block.sa_layer_norm(attended + queries)
-    output: torch.Tensor = block.output_layer_norm(block.ffn.ff_chunk(attended) + attended)
-    return output
-
-
-def attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    query_layout: Layout,
-    layout: Layout,
-    dropout: float,
-) -> torch.Tensor:
-    """Attention within each review; all tensors are (num_rows, num_heads, head_size).
-
-    On the CPU a loop over the reviews, which is as fast as the products are large. On
-    CUDA the variable-length flash kernel where it can be had, which has no dropout; else
-    the reviews are padded for the attention alone.
-    """
-    if query.device.type == "cpu":
-        return attend_in_loop(query, key, value, query_layout, layout, dropout)
-    if dropout == 0.0 and has_varlen_kernel(query):
-        return attend_varlen(query, key, value, query_layout, layout)
-    return attend_padded(query, key, value, query_layout, layout, dropout)
-
-
-def has_varlen_kernel(query: torch.Tensor) -> bool:
-    """Whether flash attention takes it: half precision, Ampere or newer, head size."""
-    head_size = query.shape[-1]
-    return (
-        query.dtype in (torch.float16, torch.bfloat16)
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
-        and head_size % 8 == 0
-        and head_size <= 256
-    )
-
-
-def attend_in_loop(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    query_layout: Layout,
-    layout: Layout,
-    dropout: float,
-) -> torch.Tensor:
-    """One product for each review: see `attend`."""
-    reviews = zip(
-        query.split(query_layout.lengths),
-        key.split(layout.lengths),
-        value.split(layout.lengths),
-        strict=True,
-    )
-    outputs = []
-    for q, k, v in reviews:
-        # scaled_dot_product_attention wants (batch, num_heads, num_rows, head_size).
-        q, k, v = (part.transpose(0, 1)[None] for part in (q, k, v))
-        mixed = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        outputs.append(mixed[0].transpose(0, 1))
-    return torch.cat(outputs)
-
-
-def attend_padded(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    query_layout: Layout,
-    layout: Layout,
-    dropout: float,
-) -> torch.Tensor:
-    """One masked product for the batch, padded to its longest review: see `attend`."""
-    query_index, _ = query_layout.padded_index()
-    index, real = layout.padded_index()
-    mixed = functional.scaled_dot_product_attention(
-        query[query_index].transpose(1, 2),
-        key[index].transpose(1, 2),
-        value[index].transpose(1, 2),
-        attn_mask=real[:, None, None, :],
-        dropout_p=dropout,
-    )
-    # Boolean indexing would wait for the device to count the rows; their number is known.
-    columns = torch.arange(len(query), device=query.device)
-    review = torch.repeat_interleave(
-        torch.arange(len(layout.lengths), device=query.device),
-        query_layout.offsets.diff(),
-        output_size=len(query),
-    )
-    return mixed.transpose(1, 2)[review, columns - query_layout.offsets[review]]
-
-
-def attend_varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    query_layout: Layout,
-    layout: Layout,
-) -> torch.Tensor:
-    """The flash kernel for reviews of different lengths (CUDA, half precision): see `attend`."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    mixed = varlen_attn(
         query,
         key,
         value,
-        query_layout.offsets.int(),
-        layout.offsets.int(),
-        query_layout.longest,
-        layout.longest,
+        query_layout,
+        layout,
+        dropout=attention.dropout.p if attention.training else 0.0,
+        fast=speed.fast_attention,
     )
-    assert isinstance(mixed, torch.Tensor)
-    return mixed
+    attended = attention.out_lin(mixed.reshape(len(rows), -1))
+    attended = block.sa_layer_norm(attended + rows)
+    inner = block.ffn.lin2(block.ffn.activation(block.ffn.lin1(attended)))
+    output: torch.Tensor = block.output_layer_norm(
+        _drop(block.ffn.dropout, inner, speed) + attended
+    )
+    return output
+
+
+def _project(
+    hidden: torch.Tensor, projections: tuple[Any, ...], shape: tuple[int, int, int]
+) -> list[torch.Tensor]:
+    """Several projections as one product: `hidden` is read, and cast, once."""
+    weight = torch.cat([projection.weight for projection in projections])
+    bias = torch.cat([projection.bias for projection in projections])
+    parts = functional.linear(hidden, weight, bias).chunk(len(projections), dim=-1)
+    return [part.view(shape) for part in parts]
+
+
+def _drop(dropout: Any, x: torch.Tensor, speed: SpeedTable) -> torch.Tensor:
+    return drop(x, dropout.p if dropout.training else 0.0, fast=speed.fast_dropout)

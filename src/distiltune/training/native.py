@@ -9,23 +9,22 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from distiltune import InputError
 from distiltune.batching import (
     Tokens,
-    batches,
     bucketed_batches,
     epoch_order,
+    lengths_of,
     random_batches,
 )
 from distiltune.config import TrainConfig
 from distiltune.inference import loss_and_accuracy, predict_logits
-from distiltune.models import compute_logits
 from distiltune.optimizers import build_optimizer, build_schedule
 from distiltune.runtime import Runtime
 from distiltune.training.history import EpochRecord, History, Recorder, Reporter, StepRecord
+from distiltune.training.passes import Passes
 
 
 def train_native(
@@ -87,9 +86,12 @@ class _Loop:
         self.runtime = runtime
         self.recorder = Recorder(reporters)
         self.num_steps = config.num_steps(train.num_reviews)
-        self.optimizer = build_optimizer(model, config.optimizer_row, config.learning_rate)
+        self.optimizer = build_optimizer(
+            model, config.optimizer_row, config.learning_rate, fused=config.speed.fused_optimizer
+        )
         self.schedule = build_schedule(self.optimizer, config.optimizer_row, self.num_steps)
-        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+        self.passes = Passes(config, model, train, runtime)
+        self.scaler = self.passes.scaler
         self.step = 0
         self.window = _Window(runtime.device)
 
@@ -101,33 +103,16 @@ class _Loop:
         group_size = config.train.gradient_accumulation_steps
         epoch_sums = torch.zeros(2, device=device)  # loss, right answers
         self.model.train()
-        waiting = batches(self.train, selections, device)
         for first in range(0, len(selections), group_size):
             group = selections[first : first + group_size]
-            num_examples = sum(len(rows) for rows in group)
-            for _ in group:
-                batch = next(waiting)
-                with self.runtime.autocast():
-                    logits = compute_logits(
-                        self.model,
-                        batch.ids,
-                        batch.offsets,
-                        batch.lengths,
-                        padding_free=config.train.padding_free,
-                    )
-                logits = logits.float()
-                loss_sum = functional.cross_entropy(logits, batch.labels, reduction="sum")
-                self.scaler.scale(loss_sum / num_examples).backward()
-                right = (logits.detach().argmax(1) == batch.labels).sum()
-                sums = torch.stack([loss_sum.detach(), right])
-                epoch_sums += sums
-                self.window.add(sums[0], len(batch.labels), sum(batch.lengths))
+            sums = self.passes.run(group)
+            epoch_sums += sums
+            rows = torch.cat(group)
+            self.window.add(sums[0], len(rows), int(lengths_of(self.train, rows).sum()))
             self._update(epoch - 1 + (first + len(group)) / len(selections))
         train_loss, train_right = epoch_sums.tolist()
         trained = time.perf_counter()
-        logits = predict_logits(
-            self.model, self.validation, self.runtime, padding_free=config.train.padding_free
-        )
+        logits = predict_logits(self.model, self.validation, self.runtime, config.speed)
         validation_loss, validation_accuracy = loss_and_accuracy(logits, self.validation.labels)
         record = EpochRecord(
             epoch=epoch,

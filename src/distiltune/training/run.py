@@ -61,14 +61,18 @@ def run_training(
     runtime = choose_runtime(config.device, config.precision, prefer_fp32_on_cpu=from_scratch)
     seed_everything(config.seed)
     network = build_model(
-        config.model_row, train.info.label_names, train.max_length, tokenizer, checkpoint
+        config.model_row,
+        train.info.label_names,
+        train.max_length,
+        tokenizer,
+        checkpoint,
+        None if config.train.attention_dropout == "auto" else config.train.attention_dropout,
     ).to(runtime.device)
     num_weights = sum(parameter.numel() for parameter in network.parameters())
     if num_weights < SINGLE_THREAD_WEIGHTS:
         # Handing out products this small costs more than it saves, and two runs can share.
         torch.set_num_threads(1)
-    padding_free = config.train.padding_free and has_padding_free_path(network)
-    padding_free = padding_free and config.engine == "native"
+    padding_free = has_padding_free_path(network, config.speed) and config.engine == "native"
     print(
         f"{config.model} ({num_weights / 1e6:.1f} M weights) with {config.optimizer}, engine "
         f"{config.engine}{', padding-free' if padding_free else ''}, on {runtime.description}\n"
@@ -154,6 +158,7 @@ def _resolved(
     }
     params |= {f"optimizer.{name}": v for name, v in asdict(config.optimizer_row).items()}
     params |= {f"train.{name}": v for name, v in asdict(config.train).items()}
+    params |= {f"speed.{name}": v for name, v in asdict(config.speed).items()}
     row = asdict(config.model_row)
     for table in ("checkpoint", "architecture", "training"):
         params |= {f"model.{table}.{name}": v for name, v in (row[table] or {}).items()}

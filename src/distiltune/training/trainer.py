@@ -152,7 +152,9 @@ def train_with_trainer(
     does.
     """
     num_steps = config.num_steps(train.num_reviews)
-    optimizer = build_optimizer(model, config.optimizer_row, config.learning_rate)
+    optimizer = build_optimizer(
+        model, config.optimizer_row, config.learning_rate, fused=config.speed.fused_optimizer
+    )
     schedule = build_schedule(optimizer, config.optimizer_row, num_steps)
     keep_best = config.train.keep == "best"
     recorder = Recorder(reporters)

@@ -1,0 +1,182 @@
+"""Forward and backward passes of a step's batches: whole, divided, or recorded."""
+
+import sys
+
+import torch
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from distiltune import InputError
+from distiltune.batching import Batch, Tokens, divide, gather, lengths_of
+from distiltune.config import TrainConfig
+from distiltune.models import compute_logits, has_padding_free_path
+from distiltune.runtime import Runtime, available_memory
+from distiltune.training.graphs import RecordedPasses
+
+# Of the free memory, what activations may take; gradients and optimizer are counted apart.
+MEMORY_SHARE = 0.8
+# Gradient, first and second moment of Adam, for each weight.
+STATES_PER_WEIGHT = 3
+
+
+class Passes:
+    """Computes a step's gradients, whatever number of passes that takes."""
+
+    def __init__(
+        self, config: TrainConfig, model: PreTrainedModel, train: Tokens, runtime: Runtime
+    ) -> None:
+        """Choose how batches go through the model.
+
+        Args:
+            config: bounds and switches.
+            model: on the runtime's device.
+            train: the reviews.
+            runtime: device and precision; fp16 scales the loss (Micikevicius et al. 2018).
+        """
+        self.config = config
+        self.model = model
+        self.train = train
+        self.runtime = runtime
+        self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
+        model.train()
+        self.is_padding_free = has_padding_free_path(model, config.speed)
+        chosen = config.train.max_tokens_per_pass
+        self.max_tokens = None if chosen == "auto" else chosen
+        if chosen == "auto" and runtime.device.type == "cpu":
+            self.max_tokens = self._max_tokens_in_memory()
+        self.recorded: RecordedPasses | None = None
+        if (
+            config.speed.cuda_graphs
+            and config.speed.fast_attention
+            and self.is_padding_free
+            and runtime.has_flash_attention
+            and not self.scaler.is_enabled()
+            and config.train.gradient_accumulation_steps == 1
+        ):
+            self.recorded = RecordedPasses(
+                model, lambda batch: self._compute(batch, config.batch_size), train.max_length
+            )
+
+    def run(self, group: list[torch.Tensor]) -> torch.Tensor:
+        """Add the gradients of the mean loss over a step's batches to the parameters'.
+
+        Args:
+            group: the batches' rows; no gradients are there yet.
+
+        Returns:
+            (2,), on the device: the sum of the losses, and how many answers were right.
+
+        Raises:
+            InputError: the memory does not suffice for the longest review alone.
+        """
+        while True:
+            try:
+                return self._run(group)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+            # Out here the error no longer holds the tensors of its frames.
+            self._divide_more(group)
+
+    def _run(self, group: list[torch.Tensor]) -> torch.Tensor:
+        num_examples = sum(len(rows) for rows in group)
+        sums = torch.zeros(2, device=self.runtime.device)
+        for rows in group:
+            parts = self._parts(rows)
+            for part in parts:
+                batch = gather(self.train, part).to(self.runtime.device)
+                if self.recorded and len(parts) == 1 and len(part) == self.config.batch_size:
+                    sums += self.recorded.run(batch)
+                else:
+                    sums += self._compute(batch, num_examples)
+        return sums
+
+    def _compute(self, batch: Batch, num_examples: int) -> torch.Tensor:
+        with self.runtime.autocast():
+            logits = compute_logits(
+                self.model, batch.ids, batch.offsets, batch.lengths, self.config.speed
+            )
+        logits = logits[: len(batch.labels)].float()  # a filler has no label
+        loss_sum = functional.cross_entropy(logits, batch.labels, reduction="sum")
+        self.scaler.scale(loss_sum / num_examples).backward()
+        right = (logits.detach().argmax(1) == batch.labels).sum()
+        return torch.stack([loss_sum.detach(), right])
+
+    def _parts(self, rows: torch.Tensor) -> list[torch.Tensor]:
+        if self.max_tokens is None:
+            return [rows]
+        return divide(rows, self._costs(rows), self.max_tokens)
+
+    def _costs(self, rows: torch.Tensor) -> torch.Tensor:
+        """What each review of a batch counts for: padding too, where there is any."""
+        lengths = lengths_of(self.train, rows)
+        return lengths if self.is_padding_free else lengths.max().expand(len(rows))
+
+    def _divide_more(self, group: list[torch.Tensor]) -> None:
+        """Halve the passes after one that did not fit."""
+        self.model.zero_grad(set_to_none=True)
+        if self.runtime.device.type == "cuda":
+            torch.cuda.empty_cache()
+        costs = [self._costs(part) for rows in group for part in self._parts(rows)]
+        largest = max(int(part.sum()) for part in costs)
+        if all(len(part) == 1 for part in costs):
+            raise InputError(
+                f"out of memory with one review of {largest} tokens at a time; "
+                "set tokenize.max_length to less, or take a smaller model"
+            )
+        # A long review stays larger than the bound, so that alone is no measure.
+        self.max_tokens = min(largest, self.max_tokens or largest) // 2
+        _say_division(self.max_tokens, "out of memory")
+
+    def _max_tokens_in_memory(self) -> int | None:
+        """The bound that the free memory sets, where a batch may be larger than that.
+
+        On the CPU nothing fails that could be caught: the system ends the process.
+        """
+        memory = available_memory()
+        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        rows = self.train.lengths.argsort(descending=True)[:2]
+        if len(rows) < 2:
+            return None
+        with_one, with_two = self._saved_bytes(rows[:1]), self._saved_bytes(rows)
+        per_token = (with_two - with_one) / int(self._costs(rows)[1])
+        budget = max(0.0, memory * MEMORY_SHARE - STATES_PER_WEIGHT * weights)
+        bound = max(1, int(budget / per_token))
+        if bound >= self.config.batch_size * self.train.max_length:
+            return None
+        _say_division(bound, f"{memory / 1e6:,.0f} MB of memory are free")
+        return bound
+
+    def _saved_bytes(self, rows: torch.Tensor) -> int:
+        """How much a forward pass keeps for the backward pass."""
+        sizes: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        batch = gather(self.train, rows)
+        state = torch.get_rng_state()
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with hooks, self.runtime.autocast():
+            logits = compute_logits(
+                self.model, batch.ids, batch.offsets, batch.lengths, self.config.speed
+            )
+        torch.set_rng_state(state)
+        del logits
+        return sum(sizes.values())
+
+
+def _say_division(max_tokens: int, reason: str) -> None:
+    print(
+        f"{reason}: batches go through in passes of at most {max_tokens:,} tokens, "
+        "with the same gradient (train.max_tokens_per_pass)",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # The CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
