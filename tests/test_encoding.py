@@ -7,17 +7,21 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.models import WordLevel, WordPiece
+from tokenizers.normalizers import BertNormalizer, Replace
+from tokenizers.normalizers import Sequence as NormalizerSequence
+from tokenizers.pre_tokenizers import BertPreTokenizer, Sequence, Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from distiltune import InputError
+from distiltune import encoding as encoding_module
 from distiltune.artifacts import DatasetInfo, TokenWriter
 from distiltune.batching import Tokens, batches, bucketed_batches, epoch_order, gather, read_tokens
 from distiltune.config import TokenizerRow
-from distiltune.dataset import write_table
+from distiltune.dataset import read_imdb, write_table
 from distiltune.encoding import Encoder, encode_split, prepare_tokenizer
+from tests.conftest import IMDB
 
 TEXTS = ["one two three", "a b c d e f g h i j k l", "<br />One, TWO!", "\x00\x01", "two " * 500]
 INFO = DatasetInfo(dataset="x", label_names=("no", "yes"))
@@ -55,6 +59,82 @@ def test_head_tail_without_special_tokens() -> None:
     text = " ".join(map(str, range(100)))
     ids, _ = Encoder(number_tokenizer(special=False), 51, "head_tail").encode([text])
     assert ids.tolist() == [*range(12), *range(100 - 39, 100)]
+
+
+HARD_TEXTS = [
+    "The film,  the FILM... the film!",
+    "",
+    " ",
+    "tabs\tand\nlines\r\nand\x0bothers\x0c.",
+    "no\x1cspace\x1dfor\x1ePython\x1f \x85 \x00 \x7f \u00a0here\u2003there\u200b",
+    "[SEP] in[CLS]side [MASK][PAD] [UNK] [sep] [ SEP ]",
+    "na\u00efve \u00e9t\u00e9 e \u0301 \u0301\u0327e I\u0130i \u1e9e stra\u00dfe",
+    "\u03a3\u03c3\u03c2 O\u03a3 \ufb01n",
+    "\u7535\u5f71 \u5f88\u597d\u770b \U0001f3ac\U0001f468\u200d\U0001f469 \ufffd \ud55c\uad6d",
+    "x" * 99 + " " + "y" * 100 + " " + "z" * 101,
+    "don't can't it's 7/10 $1,000.00 <br /><br />a-b_c (d) 'e' \"f\"",
+    " leading and trailing ",
+    "word " * 300,
+]
+
+
+def word_piece_tokenizer(pre_tokenizer: Any = None) -> tokenizers.Tokenizer:
+    """As BERT's, with few words and all letters as pieces."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [chr(code) for code in range(33, 127)] + list(
+        "\u00e9\u03c3\u7535\u5f71\u00df\U0001f3ac"
+    )
+    pieces = [*special, *letters, *(f"##{letter}" for letter in letters), "film", "the", "##ing"]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = tokenizers.Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(special)
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizer or BertPreTokenizer()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("max_chunks", [3, 300_000])
+@pytest.mark.parametrize("truncation", ["head", "head_tail"])
+def test_looking_chunks_up_encodes_as_the_tokenizer_does(
+    monkeypatch: pytest.MonkeyPatch, truncation: str, max_chunks: int
+) -> None:
+    monkeypatch.setattr(encoding_module, "MAX_CHUNKS", max_chunks)
+    encoder = Encoder(word_piece_tokenizer(), 40, truncation)
+    assert encoder.chunks is not None
+    whole = Encoder(word_piece_tokenizer(Sequence([BertPreTokenizer()])), 40, truncation)
+    assert whole.chunks is None
+    for texts in (HARD_TEXTS, HARD_TEXTS[::-1], *([text] for text in HARD_TEXTS)):
+        ids, lengths = encoder.encode(texts)
+        expected_ids, expected_lengths = whole.encode(texts)
+        assert lengths.tolist() == expected_lengths.tolist()
+        assert ids.tolist() == expected_ids.tolist()
+        assert ids.dtype == np.int32
+
+
+def test_chunks_are_looked_up_only_where_that_is_exact() -> None:
+    """A normaliser or an added token that looks across a space rules it out."""
+    across = word_piece_tokenizer()
+    across.normalizer = NormalizerSequence([Replace("a b", "c"), BertNormalizer()])
+    assert Encoder(across, 40, "head").chunks is None
+    added = word_piece_tokenizer()
+    added.add_tokens([tokenizers.AddedToken("the film")])
+    assert Encoder(added, 40, "head").chunks is None
+    assert Encoder(number_tokenizer(), 40, "head").chunks is None
+
+
+@pytest.mark.imdb
+@pytest.mark.skipif(not IMDB.exists(), reason=f"{IMDB} is not here")
+def test_looking_chunks_up_is_exact_on_all_of_imdb() -> None:
+    texts, _ = read_imdb(IMDB)
+    encoder = Encoder(word_piece_tokenizer(), 512, "head")
+    whole = Encoder(word_piece_tokenizer(Sequence([BertPreTokenizer()])), 512, "head")
+    for start in range(0, len(texts), 4096):
+        found = encoder.encode(texts[start : start + 4096])
+        expected = whole.encode(texts[start : start + 4096])
+        assert np.array_equal(found[0], expected[0]) and np.array_equal(found[1], expected[1])
 
 
 @pytest.fixture

@@ -1,14 +1,17 @@
 """Turns reviews into token ids: a checkpoint's tokenizer, or one trained on the data."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import tokenizers
 from tokenizers import normalizers, pre_tokenizers, processors
-from tokenizers.models import BPE, WordLevel
+from tokenizers.models import BPE, WordLevel, WordPiece
 from tokenizers.trainers import BpeTrainer, WordLevelTrainer
 
 from distiltune import InputError
@@ -20,6 +23,8 @@ from distiltune.config import TokenizerRow
 HEAD_TOKENS, ALL_TOKENS = 128, 510
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Lengths = np.ndarray[Any, np.dtype[np.int64]]
+# Over so many different chunks the memory of them is emptied.
+MAX_CHUNKS = 300_000
 # Their first position is the one after the padding id.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
@@ -134,20 +139,97 @@ class Encoder:
         self.truncation = truncation
         content = max_length - num_special
         self.head = content * HEAD_TOKENS // ALL_TOKENS + num_special // 2
+        self.content = content
+        self.chunks = _Chunks(tokenizer) if _splits_at_spaces(tokenizer) else None
         unknown = tokenizer.token_to_id(UNKNOWN)
         # Stands for a text of which the tokenizer keeps nothing, as of lone control characters.
         self.nothing = np.array([0 if unknown is None else unknown], dtype=np.int32)
 
     def encode(self, texts: list[str]) -> tuple[Ids, Lengths]:
         """Ids of the texts one after the other (num_tokens,) and lengths (num_texts,)."""
-        rows = []
-        for encoding in self.tokenizer.encode_batch_fast(texts):
-            ids = np.array(encoding.ids, dtype=np.int32)
+        if self.chunks is None:
+            encodings = self.tokenizer.encode_batch_fast(texts)
+            rows = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        else:
+            rows = self.chunks.encode(texts, self.content if self.truncation == "head" else None)
+        for i, ids in enumerate(rows):
             if len(ids) > self.max_length:
                 tail = self.max_length - self.head
-                ids = np.concatenate([ids[: self.head], ids[len(ids) - tail :]])
-            rows.append(ids if len(ids) else self.nothing)
+                rows[i] = np.concatenate([ids[: self.head], ids[len(ids) - tail :]])
+            elif not len(ids):
+                rows[i] = self.nothing
         return np.concatenate(rows), np.array([len(ids) for ids in rows], dtype=np.int64)
+
+
+class _Chunks:
+    """Encodes texts by what stands between spaces, each different chunk once.
+
+    Reviews are made of few different chunks, so looking them up takes a fraction of
+    normalising and cutting every word anew. Exact where a tokenizer never looks across
+    a space (`_splits_at_spaces`); the chunks are encoded by the tokenizer itself.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        tokenizer.no_truncation()
+        self.tokenizer = tokenizer
+        # What the tokenizer puts before and after the ids of a text.
+        inner = tokenizer.encode("a", add_special_tokens=False).ids
+        whole = tokenizer.encode("a").ids
+        start = whole.index(inner[0])
+        self.before = np.array(whole[:start], dtype=np.int32)
+        self.after = np.array(whole[start + len(inner) :], dtype=np.int32)
+        self._forget()
+
+    def _forget(self) -> None:
+        self.numbers: dict[str, int] = {}
+        self.ids: Ids = np.empty(0, dtype=np.int32)  # of all chunks, one after the other
+        self.ends: Lengths = np.zeros(1, dtype=np.int64)  # of chunk i, in place i + 1
+
+    def encode(self, texts: list[str], max_content: int | None) -> list[Ids]:
+        """Ids of each text; of its content, the first `max_content` alone."""
+        chunked = pc.split_pattern(pa.array(texts, pa.large_string()), " ")
+        different = chunked.flatten().dictionary_encode()
+        # (num_chunks,) of all texts, then where each has its ids.
+        numbers = self._numbers(different.dictionary.to_pylist())[different.indices.to_numpy()]
+        starts, lengths = self.ends[numbers], self.ends[numbers + 1] - self.ends[numbers]
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.arange(ends[-1]) + np.repeat(starts - ends[:-1], lengths)
+        content = self.ids[places]
+        bounds = ends[chunked.offsets.to_numpy()]
+        rows = []
+        for start, end in itertools.pairwise(bounds.tolist()):
+            kept = end if max_content is None else min(end, start + max_content)
+            rows.append(np.concatenate([self.before, content[start:kept], self.after]))
+        return rows
+
+    def _numbers(self, chunks: list[str]) -> Lengths:
+        """The number of each chunk, new ones encoded."""
+        if len(self.numbers) > MAX_CHUNKS:
+            self._forget()
+        missing = [chunk for chunk in chunks if chunk not in self.numbers]
+        encodings = self.tokenizer.encode_batch_fast(missing, add_special_tokens=False)
+        found = [encoding.ids for encoding in encodings]
+        self.numbers.update(zip(missing, itertools.count(len(self.numbers))))
+        new_ids = np.fromiter(itertools.chain.from_iterable(found), dtype=np.int32)
+        new_ends = self.ends[-1] + np.cumsum([len(ids) for ids in found], dtype=np.int64)
+        self.ids = np.concatenate([self.ids, new_ids])
+        self.ends = np.concatenate([self.ends, new_ends])
+        return np.array([self.numbers[chunk] for chunk in chunks], dtype=np.int64)
+
+
+def _splits_at_spaces(tokenizer: tokenizers.Tokenizer) -> bool:
+    """Whether encoding the parts between spaces is encoding the whole, as with BERT's.
+
+    Its normaliser looks at single characters, its pre-tokenizer drops white space, and
+    none of the added tokens reaches across a space.
+    """
+    added = tokenizer.get_added_tokens_decoder().values()
+    return (
+        isinstance(tokenizer.normalizer, normalizers.BertNormalizer)
+        and isinstance(tokenizer.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
+        and isinstance(tokenizer.model, WordPiece)
+        and not any(t.lstrip or t.rstrip or t.single_word or " " in t.content for t in added)
+    )
 
 
 def encode_split(encoder: Encoder, table: Path, output: Path) -> dict[str, int]:

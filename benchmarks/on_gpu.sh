@@ -1,0 +1,25 @@
+#!/bin/bash
+# All that needs a GPU, in under 8 minutes of one: tests, table, profile, whole epochs.
+#   benchmarks/on_gpu.sh TOKENS_FOLDER OUTPUT_FOLDER
+# It goes on after a part that fails and ends with exit status 1 if any did.
+set -uo pipefail
+tokens=${1:?the folder of token files, as data/tokens}
+output=${2:?a folder to write}
+mkdir -p "$output"
+cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD/src:$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+failed=0
+
+part() {  # name, limit in seconds, command
+  echo "== $1"
+  timeout "$2" "${@:3}" 2>&1 | tee "$output/$1.log" || { echo "$1 failed"; failed=1; }
+}
+
+nvidia-smi --query-gpu=name,driver_version,clocks.sm,power.limit --format=csv
+part tests 100 python3 -m pytest -m gpu -p no:cacheprovider tests/test_models.py tests/test_speed.py
+part full_run 120 python3 -m benchmarks.full_run --device cuda --tokens "$tokens" --output "$output"
+part profile 40 python3 -m benchmarks.step_profile --device cuda --tokens "$tokens/train.safetensors" \
+  --output "$output"
+part throughput 220 python3 -m benchmarks.throughput --device cuda --batch-sizes 16,32 --rounds 1 \
+  --tokens "$tokens/train.safetensors" --output "$output"
+exit $failed

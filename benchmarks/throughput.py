@@ -1,0 +1,433 @@
+"""`make bench`: the engines and their switches side by side, on whatever device there is.
+
+    python -m benchmarks.throughput [--tokens data/tokens/train.safetensors]
+        [--reviews data/reviews.parquet --tokenizer data/tokenizer] [--batch-sizes 16,32] ...
+
+Every case runs in a process of its own, from the same random weights and on the same
+reviews, one after the other in rounds, so that a slow minute meets all alike. Warm-up is
+not counted. Without files it makes up reviews with the lengths of IMDb's. It writes a
+table, `throughput.json` and `throughput.png`.
+"""
+
+import argparse
+import dataclasses
+import functools
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from tokenizers import Tokenizer
+
+from benchmarks import inputs, peers
+from benchmarks.report import environment, print_table, record_folder, write_plot
+from distiltune.artifacts import write_json
+from distiltune.batching import Tokens
+from distiltune.config import SpeedTable, TrainConfig, load
+from distiltune.encoding import Encoder
+from distiltune.inference import predict_logits
+from distiltune.models import DEFAULT_SPEED
+from distiltune.runtime import Runtime, choose_runtime, run_stage
+from distiltune.training.native import train_native
+
+SWITCHES_ON_CPU = (
+    "padding_free", "first_token_only", "fused_projection", "fast_attention", "fast_dropout",
+    "fused_optimizer",
+)  # fmt: skip
+SWITCHES_ON_CUDA = (
+    "padding_free", "first_token_only", "fused_projection", "fast_attention", "fused_optimizer",
+    "cuda_graphs",
+)  # fmt: skip
+ROUNDS_OF = ("notebook", "trainer_best", "native")  # the others run once
+NUM_TEXTS = 10_000
+NUM_EVALUATED = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all cases share."""
+
+    device: str
+    tokens: Path | None
+    num_reviews: int
+    num_notebook_reviews: int
+    num_epochs: int  # the first is a warm-up, where there are more
+    batch_size: int
+    reviews: Path | None
+    tokenizer: Path | None
+    num_texts: int
+
+    def runtime(self, precision: str = "auto") -> Runtime:
+        return choose_runtime(self.device, precision)
+
+    def some_tokens(self, num_reviews: int) -> Tokens:
+        if self.tokens is None:
+            return inputs.made_up_tokens(num_reviews)
+        return inputs.some_of(self.tokens, num_reviews)
+
+
+Result = dict[str, Any]
+Case = Callable[[Settings], Result]
+
+
+def train_cases(*, on_cuda: bool) -> dict[str, Case]:
+    """The training loops by name: peers, the native engine, and it without each switch."""
+    cases: dict[str, Case] = {
+        "notebook": notebook,
+        "trainer": functools.partial(trainer, at_its_best=False),
+        "trainer_best": functools.partial(trainer, at_its_best=True),
+        "native": native,
+        "native_fp32": functools.partial(native, precision="fp32"),
+        "native_attention_dropout_0": functools.partial(native, attention_dropout=0.0),
+    }
+    for switch in SWITCHES_ON_CUDA if on_cuda else SWITCHES_ON_CPU:
+        cases[f"native_without_{switch}"] = functools.partial(native, speed=without(switch))
+    if on_cuda:
+        cases["trainer_best_compiled"] = functools.partial(trainer, at_its_best=True, compiled=True)
+        cases["native_compiled"] = functools.partial(native, speed=SpeedTable(compile=True))
+    return cases
+
+
+def without(switch: str) -> SpeedTable:
+    return dataclasses.replace(DEFAULT_SPEED, **{switch: False})
+
+
+def notebook(settings: Settings) -> Result:
+    runtime = settings.runtime("fp32")
+    tokens = settings.some_tokens(settings.num_notebook_reviews)
+    model = inputs.new_distilbert().to(runtime.device)
+    warm_up(settings, lambda few: peers.notebook_epoch(model, few, settings.batch_size, runtime))
+    seconds = [
+        peers.notebook_epoch(model, tokens, settings.batch_size, runtime)
+        for _ in range(settings.num_epochs)
+    ]
+    return training_result(seconds, tokens)
+
+
+def trainer(settings: Settings, *, at_its_best: bool, compiled: bool = False) -> Result:
+    runtime = settings.runtime("auto" if at_its_best else "fp32")
+    num_reviews = settings.num_reviews if at_its_best else settings.num_notebook_reviews
+    tokens = settings.some_tokens(num_reviews)
+    model = inputs.new_distilbert().to(runtime.device)
+
+    def run(tokens: Tokens, num_epochs: int) -> list[float]:
+        return peers.trainer_epochs(
+            model, tokens, settings.batch_size, runtime, num_epochs,
+            at_its_best=at_its_best, compiled=compiled,
+        )  # fmt: skip
+
+    warm_up(settings, lambda few: run(few, 1))
+    return training_result(run(tokens, settings.num_epochs), tokens)
+
+
+def native(
+    settings: Settings,
+    *,
+    precision: str = "auto",
+    attention_dropout: float = 0.1,
+    speed: SpeedTable = DEFAULT_SPEED,
+) -> Result:
+    """The product's own loop, as the stage `train` calls it."""
+    runtime = settings.runtime(precision)
+    tokens = settings.some_tokens(settings.num_reviews)
+    model = inputs.new_distilbert(attention_dropout=attention_dropout).to(runtime.device)
+
+    def run(tokens: Tokens, num_epochs: int) -> list[float]:
+        config = load(TrainConfig)
+        config = dataclasses.replace(
+            config,
+            train=dataclasses.replace(
+                config.train, epochs=num_epochs, batch_size=settings.batch_size
+            ),
+            speed=speed,
+        )
+        validation = inputs.made_up_tokens(2)
+        history = train_native(config, model, tokens, validation, runtime, [])
+        return [record.train_seconds for record in history.epochs]
+
+    warm_up(settings, lambda few: run(few, 1))
+    return training_result(run(tokens, settings.num_epochs), tokens)
+
+
+def warm_up(settings: Settings, run: Callable[[Tokens], Any]) -> None:
+    """Where whole epochs are too long to throw one away, two reviews must do."""
+    if settings.num_epochs == 1:
+        run(inputs.made_up_tokens(2))
+
+
+def training_result(epochs: list[float], tokens: Tokens) -> Result:
+    lengths = tokens.lengths
+    return {
+        "seconds": epochs[1:] or epochs,
+        "num_examples": tokens.num_reviews,
+        "num_tokens": len(tokens.ids),
+        "matrix_flops": inputs.matrix_flops(len(tokens.ids), int(lengths.square().sum())),
+    }
+
+
+def evaluate_notebook(settings: Settings) -> Result:
+    runtime = settings.runtime("fp32")
+    tokens = settings.some_tokens(min(settings.num_notebook_reviews, NUM_EVALUATED))
+    model = inputs.new_distilbert().to(runtime.device)
+    seconds = [
+        peers.notebook_accuracy(model, some, settings.batch_size, runtime)
+        for some in (inputs.made_up_tokens(2), tokens)
+    ]
+    return {"seconds": seconds[1:], "num_examples": tokens.num_reviews}
+
+
+def evaluate_native(settings: Settings) -> Result:
+    runtime = settings.runtime()
+    tokens = settings.some_tokens(max(settings.num_reviews, NUM_EVALUATED))
+    model = inputs.new_distilbert().to(runtime.device)
+    predict_logits(model, inputs.made_up_tokens(2), runtime)
+    started = time.perf_counter()
+    predict_logits(model, tokens, runtime)  # its result is on the host, so it has waited
+    return {"seconds": [time.perf_counter() - started], "num_examples": tokens.num_reviews}
+
+
+def texts_and_tokenizer(settings: Settings) -> tuple[list[str], Tokenizer]:
+    if settings.reviews is None:
+        return inputs.made_up_reviews(settings.num_texts), inputs.made_up_tokenizer()
+    texts = pq.read_table(settings.reviews, columns=["text"])["text"].to_pylist()
+    assert settings.tokenizer is not None
+    return (
+        texts[: settings.num_texts],
+        Tokenizer.from_file(str(settings.tokenizer / "tokenizer.json")),
+    )
+
+
+def tokenize_notebook(settings: Settings) -> Result:
+    """One call over all the texts, padded and cut, as the notebooks have it."""
+    from transformers import PreTrainedTokenizerFast
+
+    texts, tokenizer = texts_and_tokenizer(settings)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=inputs.SPECIAL[0], model_max_length=inputs.MAX_LENGTH
+    )
+    before = peak_memory()
+    started = time.perf_counter()
+    encoded = fast(texts, truncation=True, padding=True)
+    seconds = time.perf_counter() - started
+    assert len(encoded["input_ids"]) == len(texts)
+    return {"seconds": [seconds], "num_examples": len(texts), "memory_before": before}
+
+
+def tokenize_native(settings: Settings) -> Result:
+    """As the stage `tokenize` does it, from the table of reviews to the token file."""
+    import pyarrow as pa
+
+    from distiltune.artifacts import reviews_schema, write_reviews
+    from distiltune.encoding import encode_split
+
+    texts, tokenizer = texts_and_tokenizer(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "reviews.parquet"
+        schema = reviews_schema(inputs.made_up_tokens(2).info)
+        columns = [pa.array(texts), pa.array(np.zeros(len(texts), dtype=np.int32))]
+        write_reviews(table, pa.table(columns, schema=schema).to_batches(4096), schema)
+        num_texts = len(texts)
+        del texts, columns
+        before = peak_memory()
+        started = time.perf_counter()
+        encode_split(
+            Encoder(tokenizer, inputs.MAX_LENGTH, "head"), table, Path(folder) / "t.safetensors"
+        )
+        seconds = time.perf_counter() - started
+    return {"seconds": [seconds], "num_examples": num_texts, "memory_before": before}
+
+
+OTHER_CASES: dict[str, Case] = {
+    "evaluate_notebook": evaluate_notebook,
+    "evaluate_native": evaluate_native,
+    "tokenize_notebook": tokenize_notebook,
+    "tokenize_native": tokenize_native,
+}
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held: of the GPU where there is one."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def run_case(name: str, settings: Settings) -> Result:
+    """Measure one case in a fresh process.
+
+    Raises:
+        RuntimeError: the case failed; its traceback has been printed.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.peers", "distiltune.training.native"])
+    here, there = context.Pipe()
+    process = context.Process(target=_child, args=(there, name, settings))
+    process.start()
+    there.close()
+    try:
+        result: Result | None = here.recv()
+    except EOFError:
+        result = None
+    process.join()
+    if result is None:
+        raise RuntimeError(f"the case {name} failed (exit status {process.exitcode})")
+    return result
+
+
+def _child(connection: Connection, name: str, settings: Settings) -> None:
+    try:
+        on_cuda = settings.runtime().device.type == "cuda"
+        result = {**train_cases(on_cuda=on_cuda), **OTHER_CASES}[name](settings)
+    # Whatever it is, the parent must not wait for a result.
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+    connection.send({**result, "peak_memory": peak_memory()})
+
+
+def summarize(results: list[Result], peak: float) -> Result:
+    """Median and range over all timed epochs of a case's runs."""
+    first = results[0]
+    seconds = [value for result in results for value in result["seconds"]]
+    median = statistics.median(seconds)
+    summary: Result = {
+        "num_examples": first["num_examples"],
+        "seconds": seconds,
+        "examples_per_second": first["num_examples"] / median,
+        "examples_per_second_range": [
+            first["num_examples"] / max(seconds),
+            first["num_examples"] / min(seconds),
+        ],
+        "peak_memory_bytes": max(result["peak_memory"] for result in results),
+    }
+    if "num_tokens" in first:
+        summary["tokens_per_second"] = first["num_tokens"] / median
+        summary["share_of_matrix_peak"] = first["matrix_flops"] / median / peak
+    if "memory_before" in first:
+        summary["memory_before_bytes"] = first["memory_before"]
+    return summary
+
+
+def ratios(train: dict[str, Result], others: dict[str, Result]) -> dict[str, float]:
+    """What the product is compared to its peers; above 1 it is better, memory aside."""
+    found = {}
+    if {"native", "notebook"} <= train.keys():
+        fast, plain = train["native"], train["notebook"]
+        found["native_vs_notebook"] = fast["examples_per_second"] / plain["examples_per_second"]
+        found["peak_memory_vs_notebook"] = fast["peak_memory_bytes"] / plain["peak_memory_bytes"]
+    best = [train[name] for name in train if name.startswith("trainer_best")]
+    if "native" in train and best:
+        found["native_vs_trainer_best"] = train["native"]["examples_per_second"] / max(
+            case["examples_per_second"] for case in best
+        )
+    for task in ("evaluate", "tokenize"):
+        if {f"{task}_native", f"{task}_notebook"} <= others.keys():
+            found[f"{task}_native_vs_notebook"] = (
+                others[f"{task}_native"]["examples_per_second"]
+                / others[f"{task}_notebook"]["examples_per_second"]
+            )
+    return found
+
+
+def main() -> None:
+    arguments = parse()
+    runtime = choose_runtime(arguments.device, "auto")
+    on_cuda = runtime.device.type == "cuda"
+    folder = arguments.output or record_folder("throughput", runtime)
+    num_reviews = arguments.num_reviews or (3200 if on_cuda else 48)
+    started = time.perf_counter()
+    report: Result = {"environment": environment(runtime), "batch_sizes": {}}
+    others: dict[str, Result] = {}
+    for batch_size in arguments.batch_sizes:
+        settings = Settings(
+            device=arguments.device,
+            tokens=arguments.tokens,
+            num_reviews=num_reviews,
+            num_notebook_reviews=num_reviews if on_cuda else batch_size,
+            num_epochs=3 if on_cuda else 1,
+            batch_size=batch_size,
+            reviews=arguments.reviews,
+            tokenizer=arguments.tokenizer,
+            num_texts=arguments.num_texts,
+        )
+        names = list(train_cases(on_cuda=on_cuda))
+        if not others:
+            names += OTHER_CASES
+        if arguments.only:
+            names = [name for name in names if name in arguments.only]
+        results: dict[str, list[Result]] = {name: [] for name in names}
+        for round_number in range(arguments.rounds):
+            for name in names:
+                if round_number and name not in ROUNDS_OF:
+                    continue
+                result = run_case(name, settings)
+                results[name].append(result)
+                speed = result["num_examples"] / statistics.median(result["seconds"])
+                print(
+                    f"{time.perf_counter() - started:6.0f} s  batch {batch_size}  {name}: "
+                    f"{speed:,.2f} examples/s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        # Last, so that a first use of the device is no case's.
+        report["matrix_peak_tflops"] = peers.matrix_peak(runtime) / 1e12
+        peak = report["matrix_peak_tflops"] * 1e12
+        summaries = {name: summarize(found, peak) for name, found in results.items()}
+        train = {name: s for name, s in summaries.items() if name not in OTHER_CASES}
+        others |= {name: s for name, s in summaries.items() if name in OTHER_CASES}
+        report["batch_sizes"][str(batch_size)] = {"train": train, "ratios": ratios(train, others)}
+    report["others"] = others
+    report["ratios"] = report["batch_sizes"][str(arguments.batch_sizes[0])]["ratios"]
+    report["seconds"] = time.perf_counter() - started
+    print_table(report)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "throughput.json", report)
+    write_plot(report, folder / "throughput.png")
+    print(f"\nwritten to {folder}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks.throughput", description=__doc__)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--batch-sizes", default="16", type=_integers)
+    parser.add_argument("--num-reviews", type=int, help="reviews of an epoch")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--tokens", type=Path, help="a token file instead of made-up reviews")
+    parser.add_argument("--reviews", type=Path, help="a table of reviews, for tokenizing")
+    parser.add_argument("--tokenizer", type=Path, help="the folder of its tokenizer")
+    parser.add_argument("--num-texts", type=int, default=NUM_TEXTS)
+    parser.add_argument("--only", type=lambda text: text.split(","), help="names of cases")
+    parser.add_argument("--output", type=Path, help="a folder other than the dated one")
+    arguments = parser.parse_args()
+    for path in (arguments.tokens, arguments.reviews, arguments.tokenizer):
+        if path is not None and not path.exists():
+            parser.error(f"{path}: no such file")
+    if (arguments.reviews is None) != (arguments.tokenizer is None):
+        parser.error("--reviews and --tokenizer go together")
+    known = {*train_cases(on_cuda=False), *train_cases(on_cuda=True), *OTHER_CASES}
+    for name in arguments.only or ():
+        if name not in known:
+            parser.error(f"--only: {name!r} is no case; there are {', '.join(sorted(known))}")
+    if arguments.rounds < 1 or any(size < 1 for size in arguments.batch_sizes):
+        parser.error("--rounds and --batch-sizes must be at least 1")
+    return arguments
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    run_stage(main)
