@@ -213,6 +213,17 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
         passes.run(ONE_BATCH)
 
 
+def test_compiling_without_a_compiler_is_an_error(
+    prepared: Project, prepared_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, train, _ = read(prepared)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    speed = dataclasses.replace(prepared_config.speed, compile=True)
+    config = dataclasses.replace(prepared_config, speed=speed)
+    with pytest.raises(InputError, match=r"speed\.compile: .* no 'no-such-compiler' here"):
+        Passes(config, new_model(prepared, config, train), train, CPU)
+
+
 def test_scarce_memory_divides_the_batches_on_the_cpu(
     prepared: Project,
     prepared_config: TrainConfig,
@@ -276,7 +287,7 @@ def recorded_passes(model: Any, config: TrainConfig, train: Any) -> RecordedPass
         lengths = batch.offsets.diff().tolist()
         return passes._compute(dataclasses.replace(batch, lengths=lengths), 16)
 
-    return RecordedPasses(model, compute, train.max_length)
+    return RecordedPasses(model, compute, train.max_length, CPU.device)
 
 
 def test_recorded_passes_give_each_batch_its_gradient(

@@ -38,7 +38,9 @@ class RecordedPasses:
     and until the next. What cannot be recorded is said once, and runs as it is.
     """
 
-    def __init__(self, model: nn.Module, compute: Pass, max_length: int) -> None:
+    def __init__(
+        self, model: nn.Module, compute: Pass, max_length: int, device: torch.device
+    ) -> None:
         """Record nothing yet.
 
         Args:
@@ -46,10 +48,12 @@ class RecordedPasses:
             compute: the pass; it must not look at a value on the device, and its
                 shapes follow from the batch's.
             max_length: the most tokens of a review.
+            device: where the passes run.
         """
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.compute = compute
         self.max_length = max_length
+        self.device = device
         self.multiple = min(TOKENS_MULTIPLE, max_length)
         self.recordings: dict[int, Recording] = {}
         self.can_record = True
@@ -58,14 +62,14 @@ class RecordedPasses:
         """The pass's sums; the parameters' gradients are those of this batch alone.
 
         Args:
-            batch: on the device, as many reviews as in every call.
+            batch: on the host; as many reviews as in every call.
         """
-        filled = add_filler(batch, self.multiple, self.max_length)
+        filled = add_filler(batch, self.multiple, self.max_length).to(self.device)
         recording = self.recordings.get(len(filled.ids))
         if recording is None and self.can_record:
             recording = self._record(filled)
         if recording is None:
-            return self.compute(batch)
+            return self.compute(batch.to(self.device))
         for place, tensor in (
             (recording.batch.ids, filled.ids),
             (recording.batch.offsets, filled.offsets),

@@ -1,5 +1,7 @@
 """Forward and backward passes of a step's batches: whole, divided, or recorded."""
 
+import os
+import shutil
 import sys
 
 import torch
@@ -32,6 +34,9 @@ class Passes:
             model: on the runtime's device.
             train: the reviews.
             runtime: device and precision; fp16 scales the loss (Micikevicius et al. 2018).
+
+        Raises:
+            InputError: `speed.compile` is set and there is no compiler.
         """
         self.config = config
         self.model = model
@@ -40,6 +45,8 @@ class Passes:
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         model.train()
         self.is_padding_free = has_padding_free_path(model, config.speed)
+        if config.speed.compile and self.is_padding_free:
+            _check_compiler()
         chosen = config.train.max_tokens_per_pass
         self.max_tokens = None if chosen == "auto" else chosen
         if chosen == "auto" and runtime.device.type == "cpu":
@@ -54,7 +61,10 @@ class Passes:
             and config.train.gradient_accumulation_steps == 1
         ):
             self.recorded = RecordedPasses(
-                model, lambda batch: self._compute(batch, config.batch_size), train.max_length
+                model,
+                lambda batch: self._compute(batch, config.batch_size),
+                train.max_length,
+                runtime.device,
             )
 
     def run(self, group: list[torch.Tensor]) -> torch.Tensor:
@@ -84,11 +94,11 @@ class Passes:
         for rows in group:
             parts = self._parts(rows)
             for part in parts:
-                batch = gather(self.train, part).to(self.runtime.device)
+                batch = gather(self.train, part)
                 if self.recorded and len(parts) == 1 and len(part) == self.config.batch_size:
                     sums += self.recorded.run(batch)
                 else:
-                    sums += self._compute(batch, num_examples)
+                    sums += self._compute(batch.to(self.runtime.device), num_examples)
         return sums
 
     def _compute(self, batch: Batch, num_examples: int) -> torch.Tensor:
@@ -166,6 +176,15 @@ class Passes:
         torch.set_rng_state(state)
         del logits
         return sum(sizes.values())
+
+
+def _check_compiler() -> None:
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise InputError(
+            f"speed.compile: true needs a C++ compiler, and there is no {compiler!r} here; "
+            "install one, name it in CXX, or set false"
+        )
 
 
 def _say_division(max_tokens: int, reason: str) -> None:
