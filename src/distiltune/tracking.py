@@ -20,6 +20,8 @@ from filelock import FileLock
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 WEIGHTS_TAG, EXPERIMENT_TAG = "weights_sha256", "dvc_experiment"
+# Kept with the logged model as its input example.
+EXAMPLE = "The plot is thin, but the acting is superb."
 # What the logged model needs where it is loaded.
 MODEL_REQUIREMENTS = (
     "mlflow", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "safetensors", "tokenizers",
@@ -66,39 +68,30 @@ class TrackedRun:
         self._waiting: list[Any] = []
 
     @_mirrored
-    def start(
-        self,
-        *,
-        name: str,
-        params: Mapping[str, Any],
-        tags: Mapping[str, str],
-        dataset: str,
-        dataset_digest: str,
-        system_metrics: bool,
-    ) -> None:
+    def start(self, facts: Mapping[str, Any], *, system_metrics: bool) -> None:
         """Open a new run.
 
         Args:
-            name: the run's name; DVC's experiment name, if any, is added.
-            params: the resolved params of the active rows.
-            tags: device, versions, and so on.
-            dataset: the data set's name.
-            dataset_digest: sha256 of its training tokens.
+            facts: what the model's `run.json` says: `name`, to which DVC's experiment
+                name is added; `params`, resolved, of the active rows; `tags`; `dataset`;
+                `dataset_digest`, the sha256 of its training tokens.
             system_metrics: whether to sample CPU, memory and GPU meanwhile.
         """
         mlflow = _import_mlflow()
         experiment_id = self._experiment_id()
         run = mlflow.start_run(
             experiment_id=experiment_id,
-            run_name=" ".join(filter(None, (name, os.environ.get("DVC_EXP_NAME")))),
-            tags={**tags, **_context_tags(self.root)},
+            run_name=" ".join(filter(None, (facts["name"], os.environ.get("DVC_EXP_NAME")))),
+            tags={**facts["tags"], **_context_tags(self.root)},
             log_system_metrics=system_metrics,
         )
         self.run_id = run.info.run_id
-        mlflow.log_params(dict(params))
+        mlflow.log_params(dict(facts["params"]))
         source = mlflow.data.code_dataset_source.CodeDatasetSource({})
         mlflow.log_input(
-            mlflow.data.meta_dataset.MetaDataset(source, name=dataset, digest=dataset_digest[:32]),
+            mlflow.data.meta_dataset.MetaDataset(
+                source, name=facts["dataset"], digest=facts["dataset_digest"][:32]
+            ),
             context="training",
         )
 
@@ -172,7 +165,7 @@ class TrackedRun:
         )
 
     @_mirrored
-    def log_model(self, folder: Path, label_names: Iterable[str], example: str) -> None:
+    def log_model(self, folder: Path, label_names: Iterable[str]) -> None:
         """Log the model in MLflow's own format, with the code that runs it and no pickle.
 
         `mlflow.pyfunc.load_model` then answers a table of texts with labels and
@@ -181,7 +174,6 @@ class TrackedRun:
         Args:
             folder: the model's folder.
             label_names: the classes.
-            example: a text, kept as the input example.
         """
         mlflow = _import_mlflow()
         import pandas as pd
@@ -198,7 +190,7 @@ class TrackedRun:
             artifacts={"model": str(folder)},
             code_paths=[str(package)],
             signature=ModelSignature(Schema([ColSpec(DataType.string, "text")]), Schema(outputs)),
-            input_example=pd.DataFrame({"text": [example]}),
+            input_example=pd.DataFrame({"text": [EXAMPLE]}),
             pip_requirements=[
                 f"{name}=={importlib.metadata.version(name).split('+')[0]}"
                 for name in MODEL_REQUIREMENTS
