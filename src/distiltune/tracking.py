@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
@@ -65,7 +66,8 @@ class TrackedRun:
         self.is_lost = False
         self.run_id: str | None = None
         self.was_found = False
-        self._waiting: list[Any] = []
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
+        self._writes: list[Future[None]] = []
 
     @_mirrored
     def start(self, facts: Mapping[str, Any], *, system_metrics: bool) -> None:
@@ -115,7 +117,7 @@ class TrackedRun:
 
     @_mirrored
     def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
-        """Log numbers at a step, from a thread of MLflow's; missing ones are left out."""
+        """Log numbers at a step, from another thread; missing ones are left out."""
         mlflow = _import_mlflow()
         now = int(time.time() * 1000)
         batch = [
@@ -123,8 +125,9 @@ class TrackedRun:
             for name, value in metrics.items()
             if value is not None and not math.isnan(value)
         ]
-        client = mlflow.MlflowClient()
-        self._waiting.append(client.log_batch(self.run_id, metrics=batch, synchronous=False))
+        write = mlflow.MlflowClient().log_batch
+        # MLflow has a queue of its own, but the end of a run waits up to a second for its threads.
+        self._writes.append(self._writer.submit(write, self.run_id, batch, synchronous=True))
 
     def on_update(self, step: int) -> None:
         """Nothing: steps are logged when there is a record of them."""
@@ -213,6 +216,8 @@ class TrackedRun:
     def close(self, status: str = "FINISHED") -> None:
         """Wait for what is under way and end the run; one that lost something ends as failed."""
         self._wait()
+        # After one write has failed the others would only keep the stage waiting.
+        self._writer.shutdown(cancel_futures=True)
         if self.is_lost and self.run_id is not None and not self.was_found:
             status = "FAILED"
             # Otherwise `evaluate` would take it for a whole one.
@@ -224,9 +229,8 @@ class TrackedRun:
 
     @_mirrored
     def _wait(self) -> None:
-        for operation in self._waiting:
-            operation.wait()
-        self._waiting.clear()
+        for write in self._writes:
+            write.result()
 
     @_mirrored
     def _end(self, status: str) -> None:
