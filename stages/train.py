@@ -5,7 +5,7 @@ from pathlib import Path
 from distiltune.artifacts import write_json
 from distiltune.config import TrainConfig, load
 from distiltune.runtime import project_root, run_stage
-from distiltune.training import run_training
+from distiltune.training.run import run_training
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ from distiltune.config import TrainConfig, load
 from distiltune.inference import predict_logits
 from distiltune.models import build_model, pad
 from distiltune.runtime import Runtime, choose_runtime, seed_everything
-from distiltune.training import ENGINES, History, read_metrics
+from distiltune.training.history import History, read_metrics
+from distiltune.training.run import ENGINES
 from tests.conftest import Project
 
 CPU = Runtime(device=torch.device("cpu"), precision="fp32", description="cpu")

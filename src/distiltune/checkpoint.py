@@ -3,11 +3,6 @@
 import shutil
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-
-# The base error of whichever HTTP client the hub's library uses, which it does not re-export.
-from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
 from distiltune import InputError
 from distiltune.artifacts import WEIGHTS_FILE, new_folder, read_json, sha256_of, write_json
 from distiltune.config import CheckpointRow
@@ -65,6 +60,13 @@ def _copy_folder(folder: Path, output: Path, where: str) -> None:
 
 
 def _download(row: CheckpointRow, output: Path, where: str) -> None:
+    # Only here: half of this stage's start, and a model from a folder or from scratch has no use
+    # for it.
+    from huggingface_hub import snapshot_download
+
+    # The base error of whichever HTTP client the hub's library uses, which it does not re-export.
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
     try:
         snapshot_download(
             str(row.repository),

@@ -10,14 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distiltune import InputError
 from distiltune.artifacts import ROWS_PER_GROUP, DatasetInfo, reviews_schema, write_reviews
 from distiltune.config import CsvRow, ImdbRow
-from distiltune.fetching import fetch
 
 IMDB_INFO = DatasetInfo(dataset="imdb", label_names=("negative", "positive"))
 IMDB_MEMBER = re.compile(r"aclImdb/(test|train)/(pos|neg)/([0-9]+_[0-9]+\.txt)")
@@ -86,6 +84,9 @@ def download_imdb(row: ImdbRow, root: Path, output: Path) -> None:
         InputError: the archive cannot be had, is damaged, or its reviews are others
             than the row's checksum says.
     """
+    # Only here: `watch` runs at every `dvc repro` and needs no HTTP client.
+    from distiltune.fetching import fetch
+
     way_out = (
         "give a mirror or a file of your own: -S 'datasets.imdb.urls=[file:///...]' with its "
         "-S datasets.imdb.sha256=...; or what needs no network: -S dataset=sample -S model=tiny"
@@ -222,6 +223,9 @@ def _check_columns(path: Path, found: list[str], wanted: tuple[str, str]) -> Non
 
 
 def _read_csv(path: Path, *columns: str) -> Iterator[Rows]:
+    # Only here: a third of the start of `watch`, which runs at every `dvc repro`.
+    import pandas as pd
+
     text_column, label_column = columns
     try:
         # Everything as written: `NA` is a word, and 007 is not 7.

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from sklearn.model_selection import train_test_split
 
 from distiltune import InputError
 from distiltune.artifacts import (
@@ -93,6 +92,9 @@ def choose_rows(labels: Indices, row: SplitRow, where: str) -> dict[str, Indices
             raise InputError(f"{where}.{name}: no review of {num_reviews} falls into it")
     rows = np.arange(num_reviews)
     if row.stratify:
+        # Only here: it takes longer to import than all the rest of this stage.
+        from sklearn.model_selection import train_test_split
+
         rest, parts = rows, []
         try:
             for count in counts:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
@@ -20,6 +21,8 @@ from filelock import FileLock
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 WEIGHTS_TAG, EXPERIMENT_TAG = "weights_sha256", "dvc_experiment"
+# Kept with the logged model as its input example.
+EXAMPLE = "The plot is thin, but the acting is superb."
 # What the logged model needs where it is loaded.
 MODEL_REQUIREMENTS = (
     "mlflow", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "safetensors", "tokenizers",
@@ -63,42 +66,34 @@ class TrackedRun:
         self.is_lost = False
         self.run_id: str | None = None
         self.was_found = False
-        self._waiting: list[Any] = []
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
+        self._writes: list[Future[None]] = []
 
     @_mirrored
-    def start(
-        self,
-        *,
-        name: str,
-        params: Mapping[str, Any],
-        tags: Mapping[str, str],
-        dataset: str,
-        dataset_digest: str,
-        system_metrics: bool,
-    ) -> None:
+    def start(self, facts: Mapping[str, Any], *, system_metrics: bool) -> None:
         """Open a new run.
 
         Args:
-            name: the run's name; DVC's experiment name, if any, is added.
-            params: the resolved params of the active rows.
-            tags: device, versions, and so on.
-            dataset: the data set's name.
-            dataset_digest: sha256 of its training tokens.
+            facts: what the model's `run.json` says: `name`, to which DVC's experiment
+                name is added; `params`, resolved, of the active rows; `tags`; `dataset`;
+                `dataset_digest`, the sha256 of its training tokens.
             system_metrics: whether to sample CPU, memory and GPU meanwhile.
         """
         mlflow = _import_mlflow()
         experiment_id = self._experiment_id()
         run = mlflow.start_run(
             experiment_id=experiment_id,
-            run_name=" ".join(filter(None, (name, os.environ.get("DVC_EXP_NAME")))),
-            tags={**tags, **_context_tags(self.root)},
+            run_name=" ".join(filter(None, (facts["name"], os.environ.get("DVC_EXP_NAME")))),
+            tags={**facts["tags"], **_context_tags(self.root)},
             log_system_metrics=system_metrics,
         )
         self.run_id = run.info.run_id
-        mlflow.log_params(dict(params))
+        mlflow.log_params(dict(facts["params"]))
         source = mlflow.data.code_dataset_source.CodeDatasetSource({})
         mlflow.log_input(
-            mlflow.data.meta_dataset.MetaDataset(source, name=dataset, digest=dataset_digest[:32]),
+            mlflow.data.meta_dataset.MetaDataset(
+                source, name=facts["dataset"], digest=facts["dataset_digest"][:32]
+            ),
             context="training",
         )
 
@@ -122,7 +117,7 @@ class TrackedRun:
 
     @_mirrored
     def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
-        """Log numbers at a step, from a thread of MLflow's; missing ones are left out."""
+        """Log numbers at a step, from another thread; missing ones are left out."""
         mlflow = _import_mlflow()
         now = int(time.time() * 1000)
         batch = [
@@ -130,8 +125,9 @@ class TrackedRun:
             for name, value in metrics.items()
             if value is not None and not math.isnan(value)
         ]
-        client = mlflow.MlflowClient()
-        self._waiting.append(client.log_batch(self.run_id, metrics=batch, synchronous=False))
+        write = mlflow.MlflowClient().log_batch
+        # MLflow has a queue of its own, but the end of a run waits up to a second for its threads.
+        self._writes.append(self._writer.submit(write, self.run_id, batch, synchronous=True))
 
     def on_update(self, step: int) -> None:
         """Nothing: steps are logged when there is a record of them."""
@@ -172,7 +168,7 @@ class TrackedRun:
         )
 
     @_mirrored
-    def log_model(self, folder: Path, label_names: Iterable[str], example: str) -> None:
+    def log_model(self, folder: Path, label_names: Iterable[str]) -> None:
         """Log the model in MLflow's own format, with the code that runs it and no pickle.
 
         `mlflow.pyfunc.load_model` then answers a table of texts with labels and
@@ -181,7 +177,6 @@ class TrackedRun:
         Args:
             folder: the model's folder.
             label_names: the classes.
-            example: a text, kept as the input example.
         """
         mlflow = _import_mlflow()
         import pandas as pd
@@ -198,7 +193,7 @@ class TrackedRun:
             artifacts={"model": str(folder)},
             code_paths=[str(package)],
             signature=ModelSignature(Schema([ColSpec(DataType.string, "text")]), Schema(outputs)),
-            input_example=pd.DataFrame({"text": [example]}),
+            input_example=pd.DataFrame({"text": [EXAMPLE]}),
             pip_requirements=[
                 f"{name}=={importlib.metadata.version(name).split('+')[0]}"
                 for name in MODEL_REQUIREMENTS
@@ -221,6 +216,8 @@ class TrackedRun:
     def close(self, status: str = "FINISHED") -> None:
         """Wait for what is under way and end the run; one that lost something ends as failed."""
         self._wait()
+        # After one write has failed the others would only keep the stage waiting.
+        self._writer.shutdown(cancel_futures=True)
         if self.is_lost and self.run_id is not None and not self.was_found:
             status = "FAILED"
             # Otherwise `evaluate` would take it for a whole one.
@@ -232,9 +229,8 @@ class TrackedRun:
 
     @_mirrored
     def _wait(self) -> None:
-        for operation in self._waiting:
-            operation.wait()
-        self._waiting.clear()
+        for write in self._writes:
+            write.result()
 
     @_mirrored
     def _end(self, status: str) -> None:

@@ -30,7 +30,7 @@ from distiltune.inference import predict_logits
 from distiltune.models import load_model
 from distiltune.runtime import choose_runtime
 from distiltune.tracking import WEIGHTS_TAG, TrackedRun
-from distiltune.training import log_model, open_run, read_metrics
+from distiltune.training.history import read_metrics
 
 
 def run_evaluation(
@@ -123,7 +123,7 @@ def _find_run(
     tracked.find(digest)
     if tracked.was_found or tracked.is_lost:
         return tracked
-    tracked = open_run(facts, root, config.tracking.experiment, False)
+    tracked.start(facts, system_metrics=False)
     steps, epochs = read_metrics(history)
     for step in steps:
         tracked.log_step(step, int(step["step"]))
@@ -131,7 +131,7 @@ def _find_run(
         tracked.log_epoch(epoch, int(epoch["epoch"]))
     tracked.set_tags({WEIGHTS_TAG: digest, "restored": "from files, by evaluate"})
     if config.tracking.log_model:
-        log_model(tracked, model)
+        tracked.log_model(model, facts["label_names"])
     return tracked
 
 

@@ -10,7 +10,6 @@ from distiltune.artifacts import (
     RUN_FILE,
     WEIGHTS_FILE,
     new_folder,
-    read_json,
     sha256_of,
     write_json,
 )
@@ -90,7 +89,8 @@ def run_training(
         "truncation": train.truncation,
         "from_scratch": from_scratch,
     }
-    tracked = open_run(facts, root, config.tracking.experiment, config.tracking.system_metrics)
+    tracked = TrackedRun(root, config.tracking.experiment)
+    tracked.start(facts, system_metrics=config.tracking.system_metrics)
     reporters: list[Reporter] = [ConsoleReporter(num_steps, config.epochs), tracked]
     status = "FAILED"
     try:
@@ -105,7 +105,7 @@ def run_training(
         tracked.set_tags({WEIGHTS_TAG: sha256_of(model / WEIGHTS_FILE)})
         tracked.log_metrics({f"final/{name}": value for name, value in summary.items()})
         if config.tracking.log_model:
-            log_model(tracked, model)
+            tracked.log_model(model, train.info.label_names)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -113,26 +113,6 @@ def run_training(
     finally:
         tracked.close(status)
     return summary
-
-
-def open_run(facts: dict[str, Any], root: Path, experiment: str, metrics: bool) -> TrackedRun:
-    """A new run in MLflow with what a model's `run.json` says."""
-    tracked = TrackedRun(root, experiment)
-    tracked.start(
-        name=facts["name"],
-        params=facts["params"],
-        tags=facts["tags"],
-        dataset=facts["dataset"],
-        dataset_digest=facts["dataset_digest"],
-        system_metrics=metrics,
-    )
-    return tracked
-
-
-def log_model(tracked: TrackedRun, model: Path) -> None:
-    """Log a model folder, with a made-up review as the input example."""
-    label_names = read_json(model / RUN_FILE)["label_names"]
-    tracked.log_model(model, label_names, "The plot is thin, but the acting is superb.")
 
 
 def _resolved(
