@@ -342,7 +342,7 @@ def test_recorded_training_on_cuda_follows_the_plain_one(
     prepared: Project, prepared_config: TrainConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from distiltune.runtime import choose_runtime
-    from distiltune.training import ENGINES
+    from distiltune.training.run import ENGINES
 
     _, train, validation = read(prepared)
     runtime = choose_runtime("cuda", "bf16")
