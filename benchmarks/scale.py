@@ -72,6 +72,7 @@ class Measurement:
 
 def main() -> None:
     options = parse_options()
+    environment = environment_record()
     measurements = []
     for size in options.sizes:
         for measurement in measure(size, options):
@@ -85,7 +86,7 @@ def main() -> None:
     print(f"\n{growth_table(measurements, options.sizes)}")
     options.output.mkdir(parents=True, exist_ok=True)
     record = {
-        **environment_record(),
+        **environment,
         "reviews": "the archive's, as CSV" if options.archive else "generated (dataset=sample)",
         "splits": SPLIT,
         "train.epochs": 1,
@@ -300,6 +301,8 @@ def growth_table(measurements: list[Measurement], sizes: tuple[int, ...]) -> str
             if before and after:
                 ratios = [f"x{b / a:.2f}" for a, b in zip(before, after, strict=True)]
                 cells.append("{:>7}{:>8}{:>8}".format(*ratios))
+            else:
+                cells.append(" " * 23)
         rows.append("".join(cells).rstrip())
     return "\n".join(rows)
 
@@ -320,16 +323,17 @@ def write_plot(measurements: list[Measurement], path: Path) -> None:
     sizes = sorted({m.num_reviews for m in measurements})
     lowest = min(m.seconds for m in measurements)
     proportional = [lowest * size / sizes[0] for size in sizes]
-    time_axes.plot(sizes, proportional, color="grey", linestyle=":", label="in proportion")
+    time_axes.plot(sizes, proportional, color="grey", linestyle=":", label="x10 time for x10")
     time_axes.set(xscale="log", yscale="log", xlabel="reviews", ylabel="seconds", title="Time")
     memory_axes.set(xscale="log", xlabel="reviews", ylabel="MiB", title="Peak resident memory")
+    time_axes.yaxis.set_major_formatter("{x:g}")
     memory_axes.set_ylim(bottom=0)
     for axes in (time_axes, memory_axes):
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(loc="outside lower center", ncols=7, frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
