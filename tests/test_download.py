@@ -179,9 +179,13 @@ def test_the_sample_is_the_same_each_time_and_no_bag_of_words_solves_it() -> Non
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    texts, labels = sample.generate_reviews(12_000, 0)
-    assert (texts, labels) == sample.generate_reviews(12_000, 0)
-    assert texts[:100] != sample.generate_reviews(100, 1)[0]
+    def generate(num_reviews: int, seed: int) -> tuple[list[str], list[int]]:
+        texts, labels = sample.generate_reviews(num_reviews, seed)
+        return list(texts), list(labels)
+
+    texts, labels = generate(12_000, 0)
+    assert (texts, labels) == generate(12_000, 0)
+    assert texts[:100] != generate(100, 1)[0]
     assert len(set(texts)) > 11_900
     words = CountVectorizer()
     counts = words.fit_transform(texts[:10_000])

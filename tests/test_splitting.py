@@ -1,13 +1,16 @@
 """The split stage: sizes, order, shuffling, classes, copies, and its audit."""
 
+import hashlib
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from distiltune import InputError
-from distiltune.artifacts import DatasetInfo, read_reviews
+from distiltune import InputError, splitting
+from distiltune.artifacts import SPLITS, DatasetInfo, new_folder, read_reviews
 from distiltune.config import SplitRow
 from distiltune.dataset import write_table
 from distiltune.splitting import choose_rows, split_reviews
@@ -110,6 +113,72 @@ def test_copies_can_be_kept_out(table: Any, tmp_path: Any) -> None:
 def test_a_training_split_without_a_class(table: Any, tmp_path: Any) -> None:
     with pytest.raises(InputError, match=r"splits\.x\.train: .* none of class yes"):
         split_reviews(table, "x", row(train=1, validation=3, test=3), tmp_path / "splits")
+
+
+@pytest.mark.parametrize("rows_per_group", [7, 4096, 100_000])
+def test_the_splits_are_those_of_a_split_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_per_group: int
+) -> None:
+    """The digests are those of the first implementation, which read the whole table at once."""
+    # The copies stand 7,000 rows apart, so in other row groups; one text is empty.
+    texts = [f"{'é' * (i % 5)}{i % 7000}" if i else "" for i in range(9000)]
+    table = tmp_path / "reviews.parquet"
+    info = DatasetInfo(dataset="x", label_names=("a", "b", "c"))
+    write_table(table, texts, (i * 7 % 11 % 3 for i in range(9000)), info)
+    settings = row(
+        train=0.6, validation=0.2, test=0.1, shuffle=True, stratify=True, drop_duplicates=True
+    )
+    monkeypatch.setattr(splitting, "ROWS_PER_GROUP", rows_per_group)
+    audit = split_reviews(table, "x", settings, tmp_path / "splits")
+    parts = [read_reviews(tmp_path / f"splits/{name}.parquet")[0].to_pylist() for name in SPLITS]
+    found = [hashlib.sha256(repr(part).encode()).hexdigest()[:16] for part in (*parts, audit)]
+    assert [len(part) for part in parts] == [5400, 1247, 571]
+    assert found == ["2b2787bdde301ec4", "c21ceba9548f7967", "dd66e2d1e3b6c54f", "97e1f1b1e0ed4075"]
+
+
+def test_a_table_smaller_than_a_row_group_and_one_row_splits(table: Any, tmp_path: Any) -> None:
+    audit = split_reviews(table, "x", row(train=10, validation=1, test=1), tmp_path / "splits")
+    assert [audit[name]["num_reviews"] for name in SPLITS] == [10, 1, 1]
+    test = read_reviews(tmp_path / "splits/test.parquet")[0]
+    assert test.to_pylist() == [{"text": "c", "label": 1, "row": 11, "in_train": True}]
+
+
+def test_a_failure_leaves_nothing(
+    table: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, *_: Any) -> None:
+        assert [p.name for p in path.parent.iterdir()] == []
+        raise OSError("no space left")
+
+    monkeypatch.setattr(splitting, "write_reviews", fail)
+    with pytest.raises(OSError, match="no space"), new_folder(tmp_path / "splits") as folder:
+        split_reviews(table, "x", row(train=6, validation=3, test=3), folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["reviews.parquet"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_memory_does_not_grow_with_the_texts(project: Project) -> None:
+    """Of 64 MiB more of texts, that nothing compresses well, hardly any is held at a time."""
+    # VmHWM is of this process alone; ru_maxrss would count from the size of pytest's.
+    measure = (
+        "import runpy; runpy.run_module('stages.split', run_name='__main__');"
+        "print(*[s for s in open('/proc/self/status') if s.startswith('VmHWM')])"
+    )
+    sizes = {"train": 0.8, "validation": 0.1, "test": 0.1, "shuffle": True, "stratify": True}
+    project.change_params({f"splits.sample.{key}": value for key, value in sizes.items()})
+    peaks = []
+    for num_reviews in (16_000, 64_000):
+        letters = np.random.default_rng(0).integers(97, 123, num_reviews * 1400, dtype=np.uint8)
+        texts = letters.tobytes().decode()
+        write_table(
+            project.root / "data/reviews.parquet",
+            (texts[i * 1400 : (i + 1) * 1400] for i in range(num_reviews)),
+            (i % 2 for i in range(num_reviews)),
+            DatasetInfo(dataset="sample", label_names=("no", "yes")),
+        )
+        printed = project.run(sys.executable, "-c", measure).stdout
+        peaks.append(int(printed.split()[1]) / 1024)
+    assert peaks[1] - peaks[0] < 40, peaks
 
 
 def test_a_damaged_table_is_named(project: Project) -> None:

@@ -29,6 +29,9 @@ from distiltune import InputError
 
 SPLITS = ("train", "validation", "test")
 ROWS_PER_GROUP = 4096
+# By default pyarrow reads the whole file ahead, and keeps it. Without a buffer's size it reads
+# a row group's column at once, which in a user's file may be all of it.
+STREAMING = {"pre_buffer": False, "buffer_size": 1 << 16}
 # Beside a model's weights: what it was trained with and on, and how it reads a text.
 RUN_FILE = "run.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -119,7 +122,7 @@ def open_reviews(path: Path) -> tuple[pq.ParquetFile, DatasetInfo]:
         InputError: the file is damaged, or was not written by this pipeline.
     """
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, **STREAMING)
         info = json.loads(file.schema_arrow.metadata[b"distiltune"])
     except (pa.ArrowInvalid, TypeError, KeyError) as error:
         raise InputError(

@@ -3,10 +3,11 @@
 import csv
 import gzip
 import hashlib
+import itertools
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distiltune import InputError
-from distiltune.artifacts import ROWS_PER_GROUP, DatasetInfo, reviews_schema, write_reviews
+from distiltune.artifacts import (
+    ROWS_PER_GROUP,
+    STREAMING,
+    DatasetInfo,
+    reviews_schema,
+    write_reviews,
+)
 from distiltune.config import CsvRow, ImdbRow
 
 IMDB_INFO = DatasetInfo(dataset="imdb", label_names=("negative", "positive"))
@@ -121,11 +128,18 @@ def table_sha256(texts: list[str], labels: list[int]) -> str:
     return digest.sha256.hexdigest()
 
 
-def write_table(path: Path, texts: list[str], labels: list[int], info: DatasetInfo) -> None:
-    """Write reviews as the Parquet table that `split` reads."""
+def write_table(path: Path, texts: Iterable[str], labels: Iterable[int], info: DatasetInfo) -> None:
+    """Write reviews as the Parquet table that `split` reads, a row group at a time."""
     schema = reviews_schema(info)
-    table = pa.table([pa.array(texts, pa.string()), pa.array(labels, pa.int32())], schema=schema)
-    write_reviews(path, table.to_batches(ROWS_PER_GROUP), schema)
+    rows = zip(texts, labels, strict=True)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        while group := list(itertools.islice(rows, ROWS_PER_GROUP)):
+            columns = zip(*group, strict=True)
+            arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
+            yield pa.record_batch(arrays, schema=schema)
+
+    write_reviews(path, batches(), schema)
 
 
 def import_files(row: CsvRow, root: Path, output: Path) -> None:
@@ -266,7 +280,7 @@ def _first_bad_line(path: Path) -> int:
 def _read_parquet(path: Path, *columns: str) -> Iterator[Rows]:
     text_column, label_column = columns
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, **STREAMING)
         _check_columns(path, file.schema_arrow.names, (text_column, label_column))
         for name, allowed in ((text_column, "strings"), (label_column, "strings or integers")):
             kind = file.schema_arrow.field(name).type

@@ -5,6 +5,7 @@ happens to three in ten, and a concession ("although ...") praises what the revi
 """
 
 import random
+from collections.abc import Iterator
 
 from distiltune.artifacts import DatasetInfo
 
@@ -69,15 +70,18 @@ PLACES = ("Lisbon", "a small harbour town", "the desert", "Glasgow", "a lighthou
 PEOPLE = ("a nurse", "a retired pilot", "a young teacher", "a cook", "a widowed judge")
 
 
-def generate_reviews(num_reviews: int, seed: int) -> tuple[list[str], list[int]]:
+def generate_reviews(num_reviews: int, seed: int) -> tuple[Iterator[str], bytearray]:
     """Generate texts and their labels, 1 for positive, as many of each (or one more).
 
     The same arguments give the same texts on every machine.
+
+    Returns:
+        The texts, each made when it is asked for, and the labels, a byte each.
     """
     generator = random.Random(seed)  # noqa: S311 (no secret depends on it)
-    labels = [i % 2 for i in range(num_reviews)]
+    labels = bytearray(i % 2 for i in range(num_reviews))
     generator.shuffle(labels)
-    return [_review(generator, label) for label in labels], labels
+    return (_review(generator, label) for label in labels), labels
 
 
 def _review(generator: random.Random, label: int) -> str:

@@ -1,24 +1,34 @@
-"""Divides reviews into training, validation and test, and audits the result."""
+"""Divides reviews into training, validation and test, and audits the result.
 
+The texts stay on disk, whatever their number: memory holds a few numbers for each review
+and the texts of one row group.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from distiltune import InputError
 from distiltune.artifacts import (
     ROWS_PER_GROUP,
     SPLITS,
     DatasetInfo,
-    read_reviews,
+    open_reviews,
     reviews_schema,
     write_reviews,
 )
 from distiltune.config import SplitRow
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
+Labels = np.ndarray[Any, np.dtype[np.int32]]
 
 
 def split_reviews(table_path: Path, dataset: str, row: SplitRow, folder: Path) -> dict[str, Any]:
@@ -33,37 +43,85 @@ def split_reviews(table_path: Path, dataset: str, row: SplitRow, folder: Path) -
     Raises:
         InputError: there are too few reviews, or a split lacks a class.
     """
-    table, info = read_reviews(table_path)
-    labels = table["label"].to_numpy()
+    file, info = open_reviews(table_path)
     where = f"splits.{dataset}"
-    chosen = choose_rows(labels, row, where)
-    # Reviews with the same text share a number.
-    text_numbers = pd.factorize(table["text"].to_pandas())[0]
-    num_dropped = dict.fromkeys(SPLITS, 0)
-    if row.drop_duplicates:
-        seen = set(text_numbers[chosen["train"]].tolist())
-        for name in ("validation", "test"):
-            kept = []
-            for i in chosen[name]:
-                if text_numbers[i] not in seen:
-                    seen.add(text_numbers[i])
-                    kept.append(i)
-            num_dropped[name] = len(chosen[name]) - len(kept)
-            chosen[name] = np.array(kept, dtype=np.int64)
-    for name in SPLITS:
-        _check_classes(name, labels[chosen[name]], info, where)
-    train_texts = np.unique(text_numbers[chosen["train"]])
-    extra = [pa.field("row", pa.int64()), pa.field("in_train", pa.bool_())]
-    schema = reviews_schema(info, extra)
-    for name, rows in chosen.items():
-        in_train = np.isin(text_numbers[rows], train_texts)
-        part = table.take(pa.array(rows))
-        part = pa.table([*part.columns, pa.array(rows), pa.array(in_train)], schema=schema)
-        write_reviews(folder / f"{name}.parquet", part.to_batches(ROWS_PER_GROUP), schema)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Has no name, so that nothing is left of it, however the stage ends.
+    with tempfile.TemporaryFile(dir=folder) as texts:
+        labels, text_numbers, offsets = _read_through(file, texts)
+        chosen = choose_rows(labels, row, where)
+        num_dropped = dict.fromkeys(SPLITS, 0)
+        if row.drop_duplicates:
+            kept = _without_copies(text_numbers, chosen)
+            num_dropped = {name: len(chosen[name]) - len(kept[name]) for name in SPLITS}
+            chosen = kept
+        for name in SPLITS:
+            _check_classes(name, labels[chosen[name]], info, where)
+        extra = [pa.field("row", pa.int64()), pa.field("in_train", pa.bool_())]
+        schema = reviews_schema(info, extra)
+        train_texts = np.unique(text_numbers[chosen["train"]])
+        for name, rows in chosen.items():
+            in_train = np.isin(text_numbers[rows], train_texts)
+            batches = (
+                pa.record_batch(
+                    [_texts_of(texts, offsets, part), labels[part], part, copied], schema=schema
+                )
+                for part, copied in _groups(rows, in_train)
+            )
+            write_reviews(folder / f"{name}.parquet", batches, schema)
     return audit(labels, text_numbers, chosen, num_dropped, info)
 
 
-def choose_rows(labels: Indices, row: SplitRow, where: str) -> dict[str, Indices]:
+def _read_through(file: pq.ParquetFile, texts: IO[bytes]) -> tuple[Labels, Indices, Indices]:
+    """Read the whole table once, row group by row group, and lay its texts down in a file.
+
+    Returns:
+        Labels (num_reviews,) int32; numbers (num_reviews,) that reviews with the same
+        text share; and offsets (num_reviews + 1,) in bytes: text i stands in `texts`
+        from offsets[i] to offsets[i + 1], as UTF-8.
+    """
+    labels, digests, lengths = [], [], []
+    for batch in file.iter_batches(ROWS_PER_GROUP, columns=["text", "label"]):
+        encoded = batch["text"].cast(pa.binary()).to_pylist()
+        texts.writelines(encoded)
+        labels.append(batch["label"].to_numpy())
+        lengths.append(np.array([len(text) for text in encoded], dtype=np.int64))
+        # Two different texts in a million have the same 64 bits with a chance of 3e-8.
+        joined = b"".join(hashlib.blake2b(text, digest_size=8).digest() for text in encoded)
+        digests.append(np.frombuffer(joined, dtype=np.uint64))
+    texts.flush()
+    text_numbers = np.unique(np.concatenate(digests), return_inverse=True)[1]
+    return np.concatenate(labels), text_numbers, np.cumsum(np.concatenate([[0], *lengths]))
+
+
+def _groups(*columns: np.ndarray[Any, Any]) -> Iterator[tuple[np.ndarray[Any, Any], ...]]:
+    """Cut columns of the same length into parts of a row group each."""
+    for start in range(0, len(columns[0]), ROWS_PER_GROUP):
+        yield tuple(column[start : start + ROWS_PER_GROUP] for column in columns)
+
+
+def _texts_of(texts: IO[bytes], offsets: Indices, rows: Indices) -> pa.Array:
+    """The texts of some rows, read where `_read_through` laid them down."""
+    starts, lengths = offsets[rows].tolist(), (offsets[rows + 1] - offsets[rows]).tolist()
+    found = [
+        os.pread(texts.fileno(), length, start)
+        for start, length in zip(starts, lengths, strict=True)
+    ]
+    return pa.array(found, pa.string())
+
+
+def _without_copies(text_numbers: Indices, chosen: dict[str, Indices]) -> dict[str, Indices]:
+    """The rows of each split without copies of earlier ones; training keeps its own."""
+    rows = np.concatenate([chosen[name] for name in SPLITS])
+    is_first = np.zeros(len(rows), dtype=bool)
+    is_first[np.unique(text_numbers[rows], return_index=True)[1]] = True
+    is_first[: len(chosen["train"])] = True
+    ends = np.cumsum([len(chosen[name]) for name in SPLITS])[:-1]
+    parts = zip(SPLITS, np.split(rows, ends), np.split(is_first, ends), strict=True)
+    return {name: part[first] for name, part, first in parts}
+
+
+def choose_rows(labels: Labels, row: SplitRow, where: str) -> dict[str, Indices]:
     """The rows of each split, by counts or shares, in order or shuffled, or stratified.
 
     Args:
@@ -114,7 +172,7 @@ def choose_rows(labels: Indices, row: SplitRow, where: str) -> dict[str, Indices
     return dict(zip(SPLITS, np.split(rows[: ends[-1]], ends[:-1]), strict=True))
 
 
-def _check_classes(name: str, labels: Indices, info: DatasetInfo, where: str) -> None:
+def _check_classes(name: str, labels: Labels, info: DatasetInfo, where: str) -> None:
     present = set(labels.tolist())
     missing = [label for i, label in enumerate(info.label_names) if i not in present]
     if not present or (name == "train" and missing):
@@ -125,7 +183,7 @@ def _check_classes(name: str, labels: Indices, info: DatasetInfo, where: str) ->
 
 
 def audit(
-    labels: Indices,
+    labels: Labels,
     text_numbers: Indices,
     chosen: dict[str, Indices],
     num_dropped: dict[str, int],
