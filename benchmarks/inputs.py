@@ -1,5 +1,6 @@
 """What the benchmarks run on: real token files and reviews, or made-up ones of their lengths."""
 
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from distiltune.artifacts import DatasetInfo
-from distiltune.batching import Tokens, read_tokens
+from distiltune.batching import Tokens, gather, read_tokens
 
 # Every 20th part of the 35,000 training reviews of IMDb, in DistilBERT's tokens cut at 512.
 LENGTH_QUANTILES = (
@@ -33,6 +34,22 @@ def made_up_tokens(num_reviews: int, seed: int = 0) -> Tokens:
     generator = np.random.default_rng(seed)
     lengths = generator.permutation(lengths.astype(np.int64))
     return _tokens(generator.integers(1000, VOCABULARY_SIZE, lengths.sum()), lengths, generator)
+
+
+def grouped_by_length(tokens: Tokens, batch_size: int, num_batches: int) -> Tokens:
+    """Batches of similar reviews, evenly spaced over the lengths.
+
+    The Trainer sorts 50 batches of reviews at a time where there are as many. A few
+    batches of its own would hold all lengths and be padded more than in a real epoch.
+    """
+    by_length = tokens.lengths.argsort(descending=True, stable=True)
+    batches = by_length.split(batch_size)
+    places = (np.arange(num_batches) + 0.5) / num_batches * len(batches)
+    rows = torch.cat([batches[int(place)] for place in places])
+    batch = gather(tokens, rows)
+    return dataclasses.replace(
+        tokens, ids=batch.ids.int(), offsets=batch.offsets, labels=batch.labels
+    )
 
 
 def some_of(path: Path, num_reviews: int, seed: int = 0) -> Tokens:

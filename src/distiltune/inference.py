@@ -9,7 +9,8 @@ from distiltune.config import SpeedTable
 from distiltune.models import DEFAULT_SPEED, compute_logits
 from distiltune.runtime import Runtime
 
-MAX_TOKENS_PER_BATCH = 16_384
+# On the CPU no more than what its caches hold of the activations.
+MAX_TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 16_384}
 
 
 @torch.inference_mode()
@@ -22,7 +23,8 @@ def predict_logits(
     """
     was_training = model.training
     model.eval()
-    selections = list(length_sorted_batches(tokens.lengths, MAX_TOKENS_PER_BATCH))
+    max_tokens = MAX_TOKENS_PER_BATCH[runtime.device.type]
+    selections = list(length_sorted_batches(tokens.lengths, max_tokens))
     outputs = []
     for batch in batches(tokens, selections, runtime.device):
         with runtime.autocast():
