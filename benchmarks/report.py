@@ -77,7 +77,7 @@ def _print_cases(cases: dict[str, Any], reference: str) -> None:
         times = f"{case['examples_per_second'] / base:.2f}" if base else ""
         print(
             f"{name:36}{case['examples_per_second']:11,.2f}"
-            f"{f'({low:,.2f} to {high:,.2f})':>20}"
+            f"{f'({low:,.2f} to {high:,.2f})' if low < high else '':>20}"
             f"{f'{tokens:,.0f}' if tokens else '':>12}"
             f"{times:>12}"
             f"{case['peak_memory_bytes'] / 1e9:11.2f}"

@@ -349,8 +349,8 @@ def ratios(train: dict[str, Result], others: dict[str, Result]) -> dict[str, flo
     return found
 
 
-def main() -> None:
-    arguments = parse()
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, show and write what the options ask for."""
     runtime = choose_runtime(arguments.device, "auto")
     on_cuda = runtime.device.type == "cuda"
     folder = arguments.output or record_folder("throughput", runtime)
@@ -409,7 +409,7 @@ def main() -> None:
     print(f"\nwritten to {folder}")
 
 
-def parse() -> argparse.Namespace:
+def parse(options: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.throughput", description=__doc__)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--batch-sizes", default="16", type=_integers)
@@ -421,7 +421,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num-texts", type=int, default=NUM_TEXTS)
     parser.add_argument("--only", type=lambda text: text.split(","), help="names of cases")
     parser.add_argument("--output", type=Path, help="a folder other than the dated one")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(options)
     for path in (arguments.tokens, arguments.reviews, arguments.tokenizer):
         if path is not None and not path.exists():
             parser.error(f"{path}: no such file")
@@ -442,4 +442,4 @@ def _integers(text: str) -> list[int]:
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    run_stage(main)
+    run_stage(lambda: run(parse(sys.argv[1:])))
