@@ -193,6 +193,28 @@ def test_out_of_memory_divides_the_batches(
     assert max(sizes) <= num_tokens // 3
 
 
+def test_out_of_memory_drops_the_recordings_first(
+    prepared: Project,
+    prepared_config: TrainConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    _, train, _ = read(prepared)
+    model = new_model(prepared, prepared_config, train)
+    passes = Passes(prepared_config, model, train, CPU)
+    whole = passes.run(ONE_BATCH)
+    model.zero_grad()
+
+    class NoRoom:
+        def run(self, batch: Batch) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    passes.recorded = NoRoom()  # type: ignore[assignment]
+    torch.testing.assert_close(passes.run(ONE_BATCH), whole)
+    assert passes.recorded is None and passes.max_tokens is None
+    assert "going on without CUDA graphs" in capfd.readouterr().err
+
+
 def test_no_memory_for_one_review_is_an_error(
     prepared: Project, prepared_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,7 +287,9 @@ class Recorder:
         self.model = model
         self.num_captures = 0
 
-    def capture(self, compute: Callable[[], torch.Tensor], forget: Callable[[], None]) -> Any:
+    def capture(
+        self, compute: Callable[[], torch.Tensor], forget: Callable[[], None], _: Any
+    ) -> Any:
         self.num_captures += 1
         forget()
         sums = compute()

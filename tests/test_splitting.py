@@ -158,7 +158,7 @@ def test_a_failure_leaves_nothing(
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_memory_does_not_grow_with_the_texts(project: Project) -> None:
-    """Of 64 MiB more of texts, that nothing compresses well, hardly any is held at a time."""
+    """Of 183 MiB more of texts, that nothing compresses well, hardly any is held at a time."""
     # VmHWM is of this process alone; ru_maxrss would count from the size of pytest's.
     measure = (
         "import runpy; runpy.run_module('stages.split', run_name='__main__');"
@@ -167,18 +167,18 @@ def test_memory_does_not_grow_with_the_texts(project: Project) -> None:
     sizes = {"train": 0.8, "validation": 0.1, "test": 0.1, "shuffle": True, "stratify": True}
     project.change_params({f"splits.sample.{key}": value for key, value in sizes.items()})
     peaks = []
-    for num_reviews in (16_000, 64_000):
-        letters = np.random.default_rng(0).integers(97, 123, num_reviews * 1400, dtype=np.uint8)
+    for num_reviews in (8_000, 32_000):
+        letters = np.random.default_rng(0).integers(97, 123, num_reviews * 8000, dtype=np.uint8)
         texts = letters.tobytes().decode()
         write_table(
             project.root / "data/reviews.parquet",
-            (texts[i * 1400 : (i + 1) * 1400] for i in range(num_reviews)),
+            (texts[i * 8000 : (i + 1) * 8000] for i in range(num_reviews)),
             (i % 2 for i in range(num_reviews)),
             DatasetInfo(dataset="sample", label_names=("no", "yes")),
         )
         printed = project.run(sys.executable, "-c", measure).stdout
         peaks.append(int(printed.split()[1]) / 1024)
-    assert peaks[1] - peaks[0] < 40, peaks
+    assert peaks[1] - peaks[0] < 90, peaks
 
 
 def test_a_damaged_table_is_named(project: Project) -> None:

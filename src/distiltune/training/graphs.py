@@ -9,6 +9,7 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ TOKENS_MULTIPLE = 256
 WARM_UPS = 2
 
 Pass = Callable[[Batch], torch.Tensor]
+MemoryPool = Any  # PyTorch's handle, whose type is private
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,7 @@ class RecordedPasses:
         self.multiple = min(TOKENS_MULTIPLE, max_length)
         self.recordings: dict[int, Recording] = {}
         self.can_record = True
+        self.pool: MemoryPool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     def run(self, batch: Batch) -> torch.Tensor:
         """The pass's sums; the parameters' gradients are those of this batch alone.
@@ -89,7 +92,7 @@ class RecordedPasses:
             lengths=batch.lengths,
         )
         try:
-            replay, sums = capture(lambda: self.compute(static), self._forget_gradients)
+            replay, sums = capture(lambda: self.compute(static), self._forget_gradients, self.pool)
         except RuntimeError as error:
             self.can_record = False
             self._forget_gradients()
@@ -111,7 +114,7 @@ class RecordedPasses:
 
 
 def capture(
-    compute: Callable[[], torch.Tensor], forget_gradients: Callable[[], None]
+    compute: Callable[[], torch.Tensor], forget_gradients: Callable[[], None], pool: MemoryPool
 ) -> tuple[Callable[[], None], torch.Tensor]:
     """Record a pass on the current CUDA device.
 
@@ -119,6 +122,8 @@ def capture(
         compute: the pass; runs some times before, so that libraries and compilers have
             prepared what they need.
         forget_gradients: makes the pass allocate its gradients anew, as a part of it.
+        pool: the memory that recordings share. Those that run one after the other may use
+            the same for what they do not hand out; what they do is held, so never shared.
 
     Returns:
         What runs the recording, and the pass's result, which each run overwrites.
@@ -135,6 +140,6 @@ def capture(
     torch.cuda.current_stream().wait_stream(stream)
     forget_gradients()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         result = compute()
     return graph.replay, result

@@ -123,10 +123,14 @@ class Passes:
         return lengths if self.is_padding_free else lengths.max().expand(len(rows))
 
     def _divide_more(self, group: list[torch.Tensor]) -> None:
-        """Halve the passes after one that did not fit."""
+        """Make room after a pass that did not fit: drop the recordings, then halve the passes."""
         self.model.zero_grad(set_to_none=True)
+        had_recordings, self.recorded = self.recorded is not None, None
         if self.runtime.device.type == "cuda":
             torch.cuda.empty_cache()
+        if had_recordings:
+            print("out of memory: going on without CUDA graphs", file=sys.stderr, flush=True)
+            return
         costs = [self._costs(part) for rows in group for part in self._parts(rows)]
         largest = max(int(part.sum()) for part in costs)
         if all(len(part) == 1 for part in costs):
