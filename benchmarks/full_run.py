@@ -10,6 +10,7 @@ on each other but for dropout's draws. It writes `full_run.json` and `losses.png
 
 import argparse
 import dataclasses
+import gc
 import time
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ def train(
     runtime: Runtime,
 ) -> dict[str, Any]:
     """Train once and return seconds by epoch, memory, loss by step."""
+    if runtime.device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     seed_everything(config.seed)
     if checkpoint is None:
         model: Any = inputs.new_distilbert(config.seed)
@@ -54,6 +59,7 @@ def train(
         "seconds": time.perf_counter() - started,
         "epochs": [dataclasses.asdict(record) for record in history.epochs],
         "steps": [[record.step, record.loss] for record in history.steps],
+        # On the CPU a process's peak is that of all its runs so far.
         "peak_memory_bytes": peak_memory(),
     }
 

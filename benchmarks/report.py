@@ -3,11 +3,9 @@
 import datetime
 import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
-import transformers
 
 from distiltune.runtime import Runtime
 
@@ -22,6 +20,8 @@ def record_folder(topic: str, runtime: Runtime) -> Path:
 
 def environment(runtime: Runtime) -> dict[str, Any]:
     """Hardware, versions and commit, for a record."""
+    import torch
+
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],  # noqa: S607 (git is on the path)
         capture_output=True, text=True, check=False, cwd=RECORDS.parent,
@@ -31,8 +31,8 @@ def environment(runtime: Runtime) -> dict[str, Any]:
         "processor": processor_name(),
         "num_threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
         "commit": commit.stdout.strip() or None,
         "date": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
     }

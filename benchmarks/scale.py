@@ -34,6 +34,8 @@ from typing import Any
 
 import yaml
 
+from benchmarks.report import processor_name
+
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("src", "stages", "inputs", "params.yaml")
 SIZES = (5_000, 50_000, 500_000)
@@ -270,14 +272,11 @@ def environment_record() -> dict[str, Any]:
         result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
         return result.stdout.strip()
 
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     changed = bool(git("status", "--porcelain", "--untracked-files=no"))
     return {
         "date": str(datetime.datetime.now(tz=datetime.UTC).date()),
         "commit": git("rev-parse", "HEAD") + (" with changes" if changed else ""),
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": processor_name(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in LIBRARIES},

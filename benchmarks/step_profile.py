@@ -32,7 +32,7 @@ PURPOSES = (
     ("linear layers", r"\baten::(mm|addmm|linear)\b|gemm|cutlass|nvjet|xmma|splitk"),
     ("norms", r"layer_norm|LayerNorm"),
     ("activations", r"gelu|GeLU|relu"),
-    ("random masks", r"random_|bernoulli|dropout|::ge\b|::mul|philox"),
+    ("masks and scales", r"random_|bernoulli|dropout|::ge\b|::mul|philox"),
     ("embeddings", r"embedding|indexing_backward|radix|DeviceSegmented"),
     ("casts and copies", r"copy|cast|::cat\b|CatArray|Memcpy|Memset|fill_|FillFunctor"),
     ("sums and other elementwise", r"::add|::sum|::div|reduce|elementwise"),

@@ -96,12 +96,12 @@ def word_piece_tokenizer(pre_tokenizer: Any = None) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-@pytest.mark.parametrize("max_chunks", [3, 300_000])
+@pytest.mark.parametrize("max_ids", [3, 1_000_000])
 @pytest.mark.parametrize("truncation", ["head", "head_tail"])
 def test_looking_chunks_up_encodes_as_the_tokenizer_does(
-    monkeypatch: pytest.MonkeyPatch, truncation: str, max_chunks: int
+    monkeypatch: pytest.MonkeyPatch, truncation: str, max_ids: int
 ) -> None:
-    monkeypatch.setattr(encoding_module, "MAX_CHUNKS", max_chunks)
+    monkeypatch.setattr(encoding_module, "MAX_CHUNK_IDS", max_ids)
     encoder = Encoder(word_piece_tokenizer(), 40, truncation)
     assert encoder.chunks is not None
     whole = Encoder(word_piece_tokenizer(Sequence([BertPreTokenizer()])), 40, truncation)
@@ -112,6 +112,15 @@ def test_looking_chunks_up_encodes_as_the_tokenizer_does(
         assert lengths.tolist() == expected_lengths.tolist()
         assert ids.tolist() == expected_ids.tolist()
         assert ids.dtype == np.int32
+
+
+def test_a_language_without_spaces_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding_module, "MAX_CHUNK_IDS", 1000)
+    encoder = Encoder(word_piece_tokenizer(), 512, "head")
+    assert encoder.chunks is not None
+    for i in range(50):
+        encoder.encode([chr(0x4E00 + i) * 300])
+        assert len(encoder.chunks.ids) <= 1000 + 300
 
 
 def test_chunks_are_looked_up_only_where_that_is_exact() -> None:

@@ -2,17 +2,20 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from distiltune import InputError
+from distiltune import runtime as runtime_module
 from distiltune.batching import Batch, add_filler, divide, gather
-from distiltune.config import SpeedTable, TrainConfig
+from distiltune.config import TrainConfig
 from distiltune.models import compute_logits
 from distiltune.models.dropout import drop
 from distiltune.optimizers import build_optimizer
+from distiltune.runtime import choose_runtime
 from distiltune.training import graphs
 from distiltune.training import passes as passes_module
 from distiltune.training.graphs import RecordedPasses
@@ -86,12 +89,13 @@ def test_attention_with_dropout_has_the_gradient_of_its_mask() -> None:
 
 
 @pytest.mark.parametrize(
-    "switch", [field.name for field in dataclasses.fields(SpeedTable) if field.name != "compile"]
+    "switch",
+    ["padding_free", "first_token_only", "fused_projection", "fast_attention", "fused_optimizer"],
 )
 def test_each_switch_leaves_the_weights_what_they_are(
     prepared: Project, prepared_config: TrainConfig, switch: str
 ) -> None:
-    """`compile` has a slow test of its own."""
+    """The other switches have tests of their own: `tiny` has no dropout, the CPU no graphs."""
     fast, _ = fit(prepared, prepared_config)
     speed = dataclasses.replace(prepared_config.speed, **{switch: False})
     plain, _ = fit(prepared, dataclasses.replace(prepared_config, speed=speed))
@@ -106,7 +110,7 @@ def test_fused_and_plain_optimizers_take_the_same_steps(prepared_config: TrainCo
         model = torch.nn.Linear(5, 3)
         row = prepared_config.optimizer_row
         optimizer = build_optimizer(model, row, 0.01, fused=fused)
-        assert optimizer.defaults["fused"] is fused
+        assert optimizer.defaults["fused"] is (True if fused else None)
         for _ in range(5):
             optimizer.zero_grad()
             model(torch.arange(10.0).view(2, 5)).square().sum().backward()
@@ -206,7 +210,7 @@ def test_out_of_memory_drops_the_recordings_first(
     model.zero_grad()
 
     class NoRoom:
-        def run(self, batch: Batch) -> torch.Tensor:
+        def run(self, batch: Batch, compute: Any) -> torch.Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     passes.recorded = NoRoom()  # type: ignore[assignment]
@@ -239,10 +243,10 @@ def test_compiling_without_a_compiler_is_an_error(
     prepared: Project, prepared_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, train, _ = read(prepared)
-    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("CXX", "no-such-compiler -x")
     speed = dataclasses.replace(prepared_config.speed, compile=True)
     config = dataclasses.replace(prepared_config, speed=speed)
-    with pytest.raises(InputError, match=r"speed\.compile: .* no 'no-such-compiler' here"):
+    with pytest.raises(InputError, match=r"speed\.compile: .* no 'no-such-compiler -x' here"):
         Passes(config, new_model(prepared, config, train), train, CPU)
 
 
@@ -265,6 +269,21 @@ def test_scarce_memory_divides_the_batches_on_the_cpu(
     assert torch.equal(torch.get_rng_state(), state)  # the estimate changes no later draw
 
 
+@pytest.mark.parametrize("place", [0, 1], ids=["second version", "first version"])
+def test_memory_of_a_container_counts_without_its_file_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    _, limit, used, cache = runtime_module.CONTAINER_MEMORY[place]
+    monkeypatch.setattr(runtime_module, "CONTAINER_MEMORY", ((tmp_path, limit, used, cache),))
+    free = runtime_module.available_memory()
+    (tmp_path / limit).write_text("10000000\n")
+    (tmp_path / used).write_text("9000000\n")
+    (tmp_path / "memory.stat").write_text(f"anon 1\n{cache} 500000\nactive_file 7\n")
+    assert runtime_module.available_memory() == 1_500_000
+    (tmp_path / limit).write_text("max\n")
+    assert runtime_module.available_memory() == pytest.approx(free, rel=0.5)
+
+
 def test_a_filler_changes_no_logit(prepared: Project, prepared_config: TrainConfig) -> None:
     _, train, _ = read(prepared)
     model = new_model(prepared, prepared_config, train).eval()
@@ -283,35 +302,33 @@ def test_a_filler_changes_no_logit(prepared: Project, prepared_config: TrainConf
 class Recorder:
     """Stands in for CUDA's recording: a replay computes again, into the same memory."""
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.num_captures = 0
+    def __init__(self) -> None:
+        self.num_recordings = 0
 
-    def capture(
-        self, compute: Callable[[], torch.Tensor], forget: Callable[[], None], _: Any
-    ) -> Any:
-        self.num_captures += 1
-        forget()
+    def record(self, compute: Callable[[], torch.Tensor]) -> Any:
+        self.num_recordings += 1
         sums = compute()
-        own = [parameter.grad for parameter in self.model.parameters()]
 
         def replay() -> None:
-            forget()
             sums.copy_(compute())
-            for gradient, parameter in zip(own, self.model.parameters(), strict=True):
-                gradient.copy_(parameter.grad)
 
         return replay, sums
 
 
-def recorded_passes(model: Any, config: TrainConfig, train: Any) -> RecordedPasses:
-    passes = Passes(config, model, train, CPU)
+def recorded_passes(model: Any, train: Any, recorder: Any) -> RecordedPasses:
+    recorded = RecordedPasses(model, train.max_length, CPU.device)
+    recorded.recorder = recorder
+    return recorded
+
+
+def compute_with(passes: Passes) -> Callable[[Batch], torch.Tensor]:
+    """The pass of a full batch; where it is filled, the CPU needs the real lengths."""
 
     def compute(batch: Batch) -> torch.Tensor:
         lengths = batch.offsets.diff().tolist()
         return passes._compute(dataclasses.replace(batch, lengths=lengths), 16)
 
-    return RecordedPasses(model, compute, train.max_length, CPU.device)
+    return compute
 
 
 def test_recorded_passes_give_each_batch_its_gradient(
@@ -319,10 +336,9 @@ def test_recorded_passes_give_each_batch_its_gradient(
 ) -> None:
     _, train, _ = read(prepared)
     model = new_model(prepared, prepared_config, train)
-    recorder = Recorder(model)
-    monkeypatch.setattr(graphs, "capture", recorder.capture)
     monkeypatch.setattr(graphs, "TOKENS_MULTIPLE", 16)
-    recorded = recorded_passes(model, prepared_config, train)
+    recorder = Recorder()
+    recorded = recorded_passes(model, train, recorder)
     eager = Passes(prepared_config, model, train, CPU)
     sizes = set()
     for epoch in range(2):
@@ -332,50 +348,101 @@ def test_recorded_passes_give_each_batch_its_gradient(
             model.zero_grad(set_to_none=True)
             expected_sums, expected = eager.run([rows]), gradients_of(model)
             model.zero_grad(set_to_none=True)
-            torch.testing.assert_close(recorded.run(batch), expected_sums)
+            sums = recorded.run(batch, compute_with(eager))
+            torch.testing.assert_close(sums, expected_sums)
+            assert len(expected) == len(list(model.parameters()))
             for found, wanted in zip(gradients_of(model), expected, strict=True):
                 torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
-        assert recorder.num_captures == len(sizes), epoch
+        assert recorder.num_recordings == len(sizes), epoch
     assert len(sizes) > 1
 
 
-def test_what_cannot_be_recorded_runs_as_it_is(
-    prepared: Project,
-    prepared_config: TrainConfig,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+class NoRecorder:
+    def __init__(self, error: RuntimeError) -> None:
+        self.error = error
+
+    def record(self, compute: Callable[[], torch.Tensor]) -> Any:
+        compute()
+        raise self.error
+
+
+def test_without_memory_for_a_recording_the_pass_runs_as_it_is(
+    prepared: Project, prepared_config: TrainConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
     _, train, _ = read(prepared)
     model = new_model(prepared, prepared_config, train)
-
-    def capture(*_: Any) -> Any:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    monkeypatch.setattr(graphs, "capture", capture)
-    recorded = recorded_passes(model, prepared_config, train)
-    expected = Passes(prepared_config, model, train, CPU).run(ONE_BATCH)
+    passes = Passes(prepared_config, model, train, CPU)
+    sums, expected = passes.run(ONE_BATCH), gradients_of(model)
+    recorded = recorded_passes(model, train, NoRecorder(torch.OutOfMemoryError("CUDA out")))
     for _ in range(2):
         model.zero_grad(set_to_none=True)
-        torch.testing.assert_close(recorded.run(gather(train, ONE_BATCH[0])), expected)
-    assert capfd.readouterr().err.count("CUDA graphs: 0 recorded") == 1
+        found = recorded.run(gather(train, ONE_BATCH[0]), compute_with(passes))
+        torch.testing.assert_close(found, sums)
+        for one, other in zip(gradients_of(model), expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+    assert capfd.readouterr().err.count("CUDA graphs: no memory for more than 0 sizes") == 1
+
+
+def test_what_cannot_be_recorded_is_an_error_that_names_the_way_out(
+    prepared: Project, prepared_config: TrainConfig
+) -> None:
+    _, train, _ = read(prepared)
+    model = new_model(prepared, prepared_config, train)
+    passes = Passes(prepared_config, model, train, CPU)
+    error = RuntimeError("operation not permitted when stream is capturing")
+    recorded = recorded_passes(model, train, NoRecorder(error))
+    with pytest.raises(InputError, match=r"not permitted .* set -S speed.cuda_graphs=false"):
+        recorded.run(gather(train, ONE_BATCH[0]), compute_with(passes))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_recorded_training_on_cuda_follows_the_plain_one(
-    prepared: Project, prepared_config: TrainConfig, capfd: pytest.CaptureFixture[str]
+def test_recorded_passes_on_cuda_have_the_gradients_of_plain_ones(
+    prepared: Project, prepared_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from distiltune.runtime import choose_runtime
-    from distiltune.training.run import ENGINES
-
-    _, train, validation = read(prepared)
+    """By turns over several sizes, and over the steps of an optimizer."""
+    _, train, _ = read(prepared)
+    monkeypatch.setattr(graphs, "TOKENS_MULTIPLE", 16)
     runtime = choose_runtime("cuda", "bf16")
-    losses = []
+    trained = {}
     for cuda_graphs in (True, False):
         speed = dataclasses.replace(prepared_config.speed, cuda_graphs=cuda_graphs)
         config = dataclasses.replace(prepared_config, speed=speed)
         model = new_model(prepared, config, train).to(runtime.device)
-        history = ENGINES["native"](config, model, train, validation, runtime, [])
-        losses.append([record.loss for record in history.steps])
-    assert losses[0] == pytest.approx(losses[1], abs=2e-2)
-    assert "the rest runs without" not in capfd.readouterr().err
+        passes = Passes(config, model, train, runtime)
+        optimizer = build_optimizer(model, config.optimizer_row, 1e-3)
+        gradients = []
+        for rows in torch.arange(160).split(16) * 2:
+            passes.run([rows])
+            gradients.append(gradients_of(model))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        trained[cuda_graphs] = gradients, [p.detach().clone() for p in model.parameters()]
+        if cuda_graphs:
+            assert passes.recorded is not None and len(passes.recorded.recordings) > 1
+    (found, weights), (expected, plain_weights) = trained[True], trained[False]
+    for one, other in zip(found[0], expected[0], strict=True):
+        if other.norm() > 1e-4:
+            assert (one - other).norm() <= 0.02 * other.norm()
+    for one, other in zip(weights, plain_weights, strict=True):
+        torch.testing.assert_close(one, other, atol=5e-3, rtol=5e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_failed_recording_on_cuda_is_an_error_that_names_the_way_out(
+    prepared: Project, prepared_config: TrainConfig
+) -> None:
+    _, train, _ = read(prepared)
+    runtime = choose_runtime("cuda", "bf16")
+    model = new_model(prepared, prepared_config, train).to(runtime.device)
+    passes = Passes(prepared_config, model, train, runtime)
+    recorded = RecordedPasses(model, train.max_length, runtime.device)
+
+    def compute(batch: Batch) -> torch.Tensor:
+        sums = passes._compute(batch, 16)
+        sums.tolist()  # waits for the device, which a recording must not
+        return sums
+
+    with pytest.raises(InputError, match=r"set -S speed\.cuda_graphs=false"):
+        recorded.run(gather(train, ONE_BATCH[0]), compute)

@@ -23,8 +23,9 @@ from distiltune.config import TokenizerRow
 HEAD_TOKENS, ALL_TOKENS = 128, 510
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Lengths = np.ndarray[Any, np.dtype[np.int64]]
-# Over so many different chunks the memory of them is emptied.
-MAX_CHUNKS = 300_000
+# Over so many ids of different chunks the memory of them is emptied. Ids and not chunks are
+# counted, because a language without spaces has chunks of any length.
+MAX_CHUNK_IDS = 1_000_000
 # Their first position is the one after the padding id.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
@@ -204,7 +205,7 @@ class _Chunks:
 
     def _numbers(self, chunks: list[str]) -> Lengths:
         """The number of each chunk, new ones encoded."""
-        if len(self.numbers) > MAX_CHUNKS:
+        if len(self.ids) > MAX_CHUNK_IDS:
             self._forget()
         missing = [chunk for chunk in chunks if chunk not in self.numbers]
         encodings = self.tokenizer.encode_batch_fast(missing, add_special_tokens=False)

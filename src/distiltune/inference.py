@@ -1,5 +1,7 @@
 """Runs a trained model over a split, without gradients."""
 
+import dataclasses
+
 import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -21,6 +23,8 @@ def predict_logits(
 
     The model is left in the mode, training or not, that it was in.
     """
+    # Each batch has another number of reviews, for which it would be compiled anew.
+    speed = dataclasses.replace(speed, compile=False)
     was_training = model.training
     model.eval()
     max_tokens = MAX_TOKENS_PER_BATCH[runtime.device.type]

@@ -20,7 +20,8 @@ def build_adam(
         betas=row.betas,
         eps=row.epsilon,
         weight_decay=row.weight_decay,
-        fused=fused,
+        # False would rule out the kernels over many weights at once too.
+        fused=fused or None,
     )
 
 
@@ -34,7 +35,7 @@ def build_adamw(
         betas=row.betas,
         eps=row.epsilon,
         weight_decay=row.weight_decay,
-        fused=fused,
+        fused=fused or None,
     )
 
 

@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     import torch
 
 
+# Where Linux tells a container's memory, in its second and its first version.
+CONTAINER_MEMORY = (
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (
+        Path("/sys/fs/cgroup/memory"),
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
+
+
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage; a user's mistake is printed without a traceback, exit status 1."""
     try:
@@ -113,9 +125,13 @@ def available_memory() -> int:
     import psutil
 
     available = int(psutil.virtual_memory().available)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        available = min(available, int(text) - int(used.read_text()))
+    for folder, limit_file, used_file, cache_name in CONTAINER_MEMORY:
+        limit, used = folder / limit_file, folder / used_file
+        if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+            # What is cached of files counts as used, and is given up where it is needed.
+            lines = (folder / "memory.stat").read_text().splitlines()
+            cached = [int(line.split()[1]) for line in lines if line.split()[0] == cache_name]
+            available = min(available, int(text) - int(used.read_text()) + sum(cached))
     return max(0, available)
 
 

@@ -125,9 +125,12 @@ class TrackedRun:
             for name, value in metrics.items()
             if value is not None and not math.isnan(value)
         ]
-        write = mlflow.MlflowClient().log_batch
+        for write in self._writes:
+            if write.done():
+                write.result()  # one that has failed says so now, and not at the end
+        log_batch = mlflow.MlflowClient().log_batch
         # MLflow has a queue of its own, but the end of a run waits up to a second for its threads.
-        self._writes.append(self._writer.submit(write, self.run_id, batch, synchronous=True))
+        self._writes.append(self._writer.submit(log_batch, self.run_id, batch, synchronous=True))
 
     def on_update(self, step: int) -> None:
         """Nothing: steps are logged when there is a record of them."""

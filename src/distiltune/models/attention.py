@@ -22,6 +22,7 @@ class Layout:
 
     def __init__(self, offsets: torch.Tensor, lengths: list[int]) -> None:
         self.offsets = offsets
+        self.int_offsets = offsets.int()  # as the flash kernel takes them
         self.lengths = lengths
         self.num_reviews = len(lengths)
         self.longest = max(lengths)
@@ -88,9 +89,9 @@ def attend_one_by_one(
     dropout: float,
 ) -> torch.Tensor:
     """Products and softmax for each review: see `attend`."""
-    # Lengths are others each time: a compiler would compile anew.
-    apply = torch.compiler.disable(_OneByOne.apply)
-    mixed: torch.Tensor = apply(query, key, value, query_layout.lengths, layout.lengths, dropout)
+    mixed: torch.Tensor = _one_by_one(
+        query, key, value, query_layout.lengths, layout.lengths, dropout
+    )
     return mixed
 
 
@@ -134,11 +135,17 @@ class _OneByOne(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        with torch.autocast("cpu", enabled=False):
+            return (*_OneByOne.gradients(ctx, gradients[0]), None, None, None)
+
+    @staticmethod
+    def gradients(ctx: Any, gradient: torch.Tensor) -> list[torch.Tensor]:
+        """Those of query, key and value."""
         query, key, value, *saved = ctx.saved_tensors
         query_lengths, lengths = ctx.query_lengths, ctx.lengths
         softmax_scale = query.shape[-1] ** -0.5
         parts = _by_review(
-            (query, query_lengths), (key, lengths), (value, lengths), (gradients[0], query_lengths)
+            (query, query_lengths), (key, lengths), (value, lengths), (gradient, query_lengths)
         )
         outputs = [torch.empty_like(tensor, memory_format=torch.contiguous_format)
                    for tensor in (query, key, value)]  # fmt: skip
@@ -149,18 +156,22 @@ class _OneByOne(torch.autograd.Function):
             strict=True,
         )
         remaining = iter(saved)
-        for (q, k, v, gradient), (to_query, to_key, to_value) in zip(parts, places, strict=True):
+        for (q, k, v, d_mixed), (to_query, to_key, to_value) in zip(parts, places, strict=True):
             weights = kept = next(remaining)
-            d_weights = torch.bmm(gradient.mul_(ctx.scale), v.transpose(1, 2))
+            d_weights = torch.bmm(d_mixed.mul_(ctx.scale), v.transpose(1, 2))
             if ctx.has_dropout:
                 mask = next(remaining)
                 kept = weights * mask
                 d_weights.mul_(mask)
-            to_value.copy_(torch.bmm(kept.transpose(1, 2), gradient).transpose(0, 1))
+            to_value.copy_(torch.bmm(kept.transpose(1, 2), d_mixed).transpose(0, 1))
             d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
             to_query.copy_(torch.bmm(d_scores, k).mul_(softmax_scale).transpose(0, 1))
             to_key.copy_(torch.bmm(d_scores.transpose(1, 2), q.mul_(softmax_scale)).transpose(0, 1))
-        return (*outputs, None, None, None)
+        return outputs
+
+
+# Lengths are others each time: a compiler would compile anew.
+_one_by_one = torch.compiler.disable(_OneByOne.apply)
 
 
 def _by_review(*tensors: tuple[torch.Tensor, list[int]]) -> Any:
@@ -213,7 +224,7 @@ def attend_varlen(
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    offsets = (query_layout.offsets.int(), layout.offsets.int())
+    offsets = (query_layout.int_offsets, layout.int_offsets)
     longest = (query_layout.longest, layout.longest)
     if dropout == 0.0:
         mixed = varlen_attn(query, key, value, *offsets, *longest)

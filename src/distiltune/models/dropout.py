@@ -35,7 +35,7 @@ def draw_mask(like: torch.Tensor, probability: float) -> tuple[torch.Tensor, flo
     """
     num_elements = like.numel()
     words = torch.empty((num_elements + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    num_dropped = round(probability * RESOLUTION)
+    num_dropped = min(round(probability * RESOLUTION), RESOLUTION - 1)
     bits = words.view(torch.int16)[:num_elements].view(like.shape)
     mask = torch.ge(
         bits, num_dropped - RESOLUTION // 2, out=torch.empty_like(bits, dtype=like.dtype)

@@ -50,11 +50,13 @@ def packed_logits(
     *blocks, last_block = encoder.transformer.layer
     compute = _compiled_block() if speed.compile else _block
     for block in blocks:
-        hidden = compute(block, hidden, None, layout, speed)
+        hidden = compute(block, hidden, hidden, layout, layout, speed)
+    # index_select's gradient is a sum by index; that of hidden[starts] sorts first.
     if speed.first_token_only:
-        first = compute(last_block, hidden, starts, layout, speed)
+        first = hidden.index_select(0, starts)
+        first = compute(last_block, first, hidden, layout.first_tokens(), layout, speed)
     else:
-        first = compute(last_block, hidden, None, layout, speed).index_select(0, starts)
+        first = compute(last_block, hidden, hidden, layout, layout, speed).index_select(0, starts)
     pooled = functional.relu(classifier.pre_classifier(first))
     logits: torch.Tensor = classifier.classifier(_drop(classifier.dropout, pooled, speed))
     return logits
@@ -62,33 +64,32 @@ def packed_logits(
 
 @functools.cache
 def _compiled_block() -> Callable[..., torch.Tensor]:
-    """One compilation for all blocks and all numbers of tokens."""
+    """Compiled for all blocks alike, and for any number of tokens.
+
+    The last block's queries are fewer, which is compiled once more.
+    """
     compiled: Callable[..., torch.Tensor] = torch.compile(_block, dynamic=True)
     return compiled
 
 
 def _block(
     block: Any,
+    rows: torch.Tensor,
     hidden: torch.Tensor,
-    chosen: torch.Tensor | None,
+    query_layout: Layout,
     layout: Layout,
     speed: SpeedTable,
 ) -> torch.Tensor:
-    """One transformer block; its output for all rows, or for the `chosen` alone."""
+    """One transformer block for `rows`, which attend to their review's part of `hidden`."""
     attention = block.attention
     shape = (-1, attention.n_heads, attention.attention_head_size)
     projections = (attention.q_lin, attention.k_lin, attention.v_lin)
-    if chosen is None:
-        rows, query_layout = hidden, layout
-    else:
-        # index_select's gradient is a sum by index; that of hidden[chosen] sorts first.
-        rows, query_layout = hidden.index_select(0, chosen), layout.first_tokens()
     if not speed.fused_projection:
         query, key, value = (
             projection(source).view(shape)
             for projection, source in zip(projections, (rows, hidden, hidden), strict=True)
         )
-    elif chosen is None:
+    elif rows is hidden:
         query, key, value = _project(hidden, projections, shape)
     else:
         query = attention.q_lin(rows).view(shape)
@@ -105,9 +106,8 @@ def _block(
     attended = attention.out_lin(mixed.reshape(len(rows), -1))
     attended = block.sa_layer_norm(attended + rows)
     inner = block.ffn.lin2(block.ffn.activation(block.ffn.lin1(attended)))
-    output: torch.Tensor = block.output_layer_norm(
-        _drop(block.ffn.dropout, inner, speed) + attended
-    )
+    added = _drop(block.ffn.dropout, inner, speed) + attended
+    output: torch.Tensor = block.output_layer_norm(added)
     return output
 
 

@@ -1,6 +1,7 @@
 """Forward and backward passes of a step's batches: whole, divided, or recorded."""
 
 import os
+import shlex
 import shutil
 import sys
 
@@ -19,6 +20,9 @@ from distiltune.training.graphs import RecordedPasses
 MEMORY_SHARE = 0.8
 # Gradient, first and second moment of Adam, for each weight.
 STATES_PER_WEIGHT = 3
+OUT_OF_MEMORY = (
+    "can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
+)  # fmt: skip
 
 
 class Passes:
@@ -46,7 +50,7 @@ class Passes:
         model.train()
         self.is_padding_free = has_padding_free_path(model, config.speed)
         if config.speed.compile and self.is_padding_free:
-            _check_compiler()
+            _check_compiler(runtime)
         chosen = config.train.max_tokens_per_pass
         self.max_tokens = None if chosen == "auto" else chosen
         if chosen == "auto" and runtime.device.type == "cpu":
@@ -60,12 +64,7 @@ class Passes:
             and not self.scaler.is_enabled()
             and config.train.gradient_accumulation_steps == 1
         ):
-            self.recorded = RecordedPasses(
-                model,
-                lambda batch: self._compute(batch, config.batch_size),
-                train.max_length,
-                runtime.device,
-            )
+            self.recorded = RecordedPasses(model, train.max_length, runtime.device)
 
     def run(self, group: list[torch.Tensor]) -> torch.Tensor:
         """Add the gradients of the mean loss over a step's batches to the parameters'.
@@ -96,7 +95,9 @@ class Passes:
             for part in parts:
                 batch = gather(self.train, part)
                 if self.recorded and len(parts) == 1 and len(part) == self.config.batch_size:
-                    sums += self.recorded.run(batch)
+                    sums += self.recorded.run(
+                        batch, lambda batch: self._compute(batch, self.config.batch_size)
+                    )
                 else:
                     sums += self._compute(batch.to(self.runtime.device), num_examples)
         return sums
@@ -145,7 +146,8 @@ class Passes:
     def _max_tokens_in_memory(self) -> int | None:
         """The bound that the free memory sets, where a batch may be larger than that.
 
-        On the CPU nothing fails that could be caught: the system ends the process.
+        On the CPU nothing fails that could be caught: the system ends the process. Where
+        it divides, the same seed draws other dropout than where it does not.
         """
         memory = available_memory()
         weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
@@ -182,12 +184,14 @@ class Passes:
         return sum(sizes.values())
 
 
-def _check_compiler() -> None:
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
+def _check_compiler(runtime: Runtime) -> None:
+    # What is compiled for CUDA still needs a C compiler, for the code that starts it.
+    variable, usual = ("CC", "gcc") if runtime.device.type == "cuda" else ("CXX", "g++")
+    command = os.environ.get(variable) or usual
+    if shutil.which(shlex.split(command)[0]) is None:
         raise InputError(
-            f"speed.compile: true needs a C++ compiler, and there is no {compiler!r} here; "
-            "install one, name it in CXX, or set false"
+            f"speed.compile: true needs a compiler, and there is no {command!r} here; "
+            f"install one, name it in {variable}, or set false"
         )
 
 
@@ -201,5 +205,7 @@ def _say_division(max_tokens: int, reason: str) -> None:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    # The CPU's allocator raises a plain RuntimeError.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    # The CPU's allocator and CUDA's libraries raise other errors than PyTorch's own.
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        text in str(error) for text in OUT_OF_MEMORY
+    )
