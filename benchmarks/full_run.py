@@ -19,8 +19,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from benchmarks import inputs
+from benchmarks.cases import peak_memory
 from benchmarks.report import environment, record_folder
-from benchmarks.throughput import peak_memory
 from distiltune.artifacts import write_json
 from distiltune.batching import Tokens, epoch_order, gather, read_tokens
 from distiltune.config import SpeedTable, TrainConfig, load

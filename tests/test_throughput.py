@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from benchmarks import full_run, inputs, step_profile, throughput
+from benchmarks import cases, full_run, inputs, step_profile, throughput
 from benchmarks.report import print_table, write_plot
 from distiltune.batching import epoch_order, random_batches
 from distiltune.config import SpeedTable, TrainConfig, load
 from distiltune.encoding import Encoder
 from tests.test_training import CPU
 
-SETTINGS = throughput.Settings(
+SETTINGS = cases.Settings(
     device="cpu", tokens=None, num_reviews=8, num_notebook_reviews=4, num_epochs=1, batch_size=4,
     reviews=None, tokenizer=None, num_texts=20,
 )  # fmt: skip
@@ -59,10 +59,10 @@ def test_grouped_batches_have_the_lengths_of_all() -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-@pytest.mark.parametrize("name", [*throughput.train_cases(on_cuda=False), *throughput.OTHER_CASES])
+@pytest.mark.parametrize("name", [*cases.train_cases(on_cuda=False), *cases.OTHER_CASES])
 def test_every_case_runs(name: str) -> None:
-    cases = {**throughput.train_cases(on_cuda=False), **throughput.OTHER_CASES}
-    result = cases[name](SETTINGS)
+    every_case = {**cases.train_cases(on_cuda=False), **cases.OTHER_CASES}
+    result = every_case[name](SETTINGS)
     assert len(result["seconds"]) == 1 and result["seconds"][0] > 0
     assert result["num_examples"] > 0
 
