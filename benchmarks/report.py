@@ -1,6 +1,7 @@
 """How a benchmark's figures are shown and kept."""
 
 import datetime
+import itertools
 import platform
 import subprocess
 from importlib.metadata import version
@@ -13,9 +14,11 @@ RECORDS = Path(__file__).parent / "records"
 
 
 def record_folder(topic: str, runtime: Runtime) -> Path:
-    """The dated folder of `benchmarks/records/` for a topic on a device."""
+    """A dated folder of `benchmarks/records/` that is not there yet, for a topic on a device."""
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    return RECORDS / f"{today}_{topic}-{runtime.device.type}"
+    name = f"{today}_{topic}-{runtime.device.type}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(RECORDS / name for name in names if not (RECORDS / name).exists())
 
 
 def environment(runtime: Runtime) -> dict[str, Any]:

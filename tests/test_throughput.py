@@ -10,7 +10,7 @@ import torch
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from benchmarks import cases, full_run, inputs, step_profile, throughput
-from benchmarks.report import print_table, write_plot
+from benchmarks.report import print_table, record_folder, write_plot
 from distiltune.batching import epoch_order, random_batches
 from distiltune.config import SpeedTable, TrainConfig, load
 from distiltune.encoding import Encoder
@@ -65,6 +65,16 @@ def test_every_case_runs(name: str) -> None:
     result = every_case[name](SETTINGS)
     assert len(result["seconds"]) == 1 and result["seconds"][0] > 0
     assert result["num_examples"] > 0
+
+
+def test_a_record_overwrites_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.report.RECORDS", tmp_path)
+    names = []
+    for _ in range(3):
+        folder = record_folder("topic", CPU)
+        folder.mkdir()
+        names.append(folder.name.partition("_")[2])
+    assert names == ["topic-cpu", "topic-cpu-2", "topic-cpu-3"]
 
 
 def test_a_run_in_processes_of_its_own_leaves_a_record(
