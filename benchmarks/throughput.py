@@ -4,9 +4,9 @@
         [--reviews data/reviews.parquet --tokenizer data/tokenizer] [--batch-sizes 16,32] ...
 
 Every case runs in a process of its own, from the same random weights and on the same
-reviews, one after the other in rounds, so that a slow minute meets all alike. Warm-up is
-not counted. Without files it makes up reviews with the lengths of IMDb's. It writes a
-table, `throughput.json` and `throughput.png`.
+reviews; the two main peers and `native` by turns in rounds, so that a slow minute meets
+them alike, and the others once. Warm-up is not counted. Without files it makes up reviews
+with the lengths of IMDb's. It writes a table, `throughput.json` and `throughput.png`.
 """
 
 import argparse
