@@ -290,7 +290,7 @@ def _child(connection: Connection, name: str, settings: Settings) -> None:
         on_cuda = settings.runtime().device.type == "cuda"
         cases = {**train_cases(on_cuda=on_cuda), **OTHER_CASES, "matrix_peak": matrix_peak}
         result = cases[name](settings)
-    # Whatever it is, the parent must not wait for a result.
+    # A case may fail in any way: the reason is shown here, and `run_case` raises by the status.
     except Exception:
         traceback.print_exc()
         sys.exit(1)

@@ -269,7 +269,7 @@ def environment_record() -> dict[str, Any]:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (git alone)
         return result.stdout.strip()
 
     changed = bool(git("status", "--porcelain", "--untracked-files=no"))

@@ -24,6 +24,7 @@ def drop(x: torch.Tensor, probability: float, *, fast: bool = True) -> torch.Ten
         return x
     if not fast or x.device.type != "cpu":
         return functional.dropout(x, probability)
+    # PyTorch declares no types for `apply`.
     dropped: torch.Tensor = _Dropout.apply(x, probability)  # type: ignore[no-untyped-call]
     return dropped
 
