@@ -3,9 +3,10 @@
     python -m benchmarks.full_run --tokens data/tokens [--checkpoint data/checkpoint]
         [--epochs 3] [--batch-size 16] [--plain-steps 400]
 
-`fast` is as `params.yaml` has it. `plain` turns every entry of `speed` off and is in fp32,
-for the first steps alone; seed, weights and batches are the same, so the curves must lie
-on each other but for dropout's draws. It writes `full_run.json` and `losses.png`.
+`fast` is as `params.yaml` has it; on a CPU an epoch of IMDb takes hours. `plain` turns
+every entry of `speed` off and is in fp32, for the first steps alone; seed, weights and
+batches are the same, so the curves must lie on each other but for dropout's draws. It
+writes `full_run.json` and `losses.png`.
 """
 
 import argparse
@@ -20,11 +21,12 @@ from transformers import AutoModelForSequenceClassification
 
 from benchmarks import inputs
 from benchmarks.cases import peak_memory
-from benchmarks.report import environment, record_folder
+from benchmarks.report import count, environment, record_folder
 from distiltune.artifacts import write_json
 from distiltune.batching import Tokens, epoch_order, gather, read_tokens
 from distiltune.config import SpeedTable, TrainConfig, load
 from distiltune.runtime import Runtime, choose_runtime, run_stage, seed_everything
+from distiltune.training.history import ConsoleReporter
 from distiltune.training.native import train_native
 
 PLAIN = SpeedTable(**{field.name: False for field in dataclasses.fields(SpeedTable)})
@@ -52,7 +54,8 @@ def train(
         )
     started = time.perf_counter()
     model = model.to(runtime.device)
-    history = train_native(config, model, train_tokens, validation, runtime, [])
+    console = ConsoleReporter(config.num_steps(train_tokens.num_reviews), config.epochs)
+    history = train_native(config, model, train_tokens, validation, runtime, [console])
     return {
         "precision": runtime.precision,
         "speed": dataclasses.asdict(config.speed),
@@ -99,13 +102,15 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--tokens", type=Path, required=True, help="the folder of token files")
     parser.add_argument("--checkpoint", type=Path, help="pretrained weights; else random ones")
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--plain-steps", type=int, default=400)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--epochs", type=count, default=3)
+    parser.add_argument("--batch-size", type=count, default=16)
+    parser.add_argument("--plain-steps", type=int, default=400, help="0 leaves `plain` out")
+    parser.add_argument("--output", type=Path, help="a folder other than the dated one")
     arguments = parser.parse_args()
     if not (arguments.tokens / "train.safetensors").exists():
         parser.error(f"{arguments.tokens}: no folder of token files; `dvc repro tokenize` makes it")
+    if arguments.plain_steps < 0:
+        parser.error(f"--plain-steps: {arguments.plain_steps}: a whole number from 0")
     runtime = choose_runtime(arguments.device, "auto")
     config = load(TrainConfig)
     table = dataclasses.replace(
@@ -136,7 +141,7 @@ def main() -> None:
         pairs = zip(fast["steps"], runs["plain"]["steps"], strict=False)
         differences = [abs(a - b) for (_, a), (_, b) in pairs]
         print(f"largest difference of a recorded loss: {max(differences):.4f}")
-    folder = arguments.output or record_folder("full-run", runtime)
+    folder = arguments.output or record_folder(f"full-run-{runtime.device.type}")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "full_run.json", {"environment": environment(runtime), "runs": runs})
     write_plot(runs, folder / "losses.png")

@@ -23,6 +23,7 @@ LENGTH_QUANTILES = (
     512, 512,
 )  # fmt: skip
 MAX_LENGTH = 512
+MAX_REVIEWS = 1_000_000  # more than that is a slip of the hand
 VOCABULARY_SIZE = 30522
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 

@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from distiltune.batching import Tokens
 from distiltune.runtime import Runtime
@@ -173,13 +179,15 @@ def trainer_epochs(
             dataloader_pin_memory=runtime.device.type == "cuda",
         )
         arguments._n_gpu = min(arguments.n_gpu, 1)
-        Trainer(
+        trainer = Trainer(
             model=model,
             args=arguments,
             train_dataset=_Reviews(tokens) if at_its_best else PaddedReviews(tokens),
             data_collator=_collate if at_its_best else None,
             callbacks=[clock],
-        ).train()
+        )
+        trainer.remove_callback(PrinterCallback)  # its summary would stand between the figures
+        trainer.train()
     return clock.seconds
 
 

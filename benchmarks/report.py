@@ -1,5 +1,6 @@
 """How a benchmark's figures are shown and kept."""
 
+import argparse
 import datetime
 import itertools
 import platform
@@ -13,12 +14,23 @@ from distiltune.runtime import Runtime
 RECORDS = Path(__file__).parent / "records"
 
 
-def record_folder(topic: str, runtime: Runtime) -> Path:
-    """A dated folder of `benchmarks/records/` that is not there yet, for a topic on a device."""
+def record_folder(topic: str) -> Path:
+    """A dated folder of `benchmarks/records/` that is not there yet."""
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    name = f"{today}_{topic}-{runtime.device.type}"
+    name = f"{today}_{topic}"
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(RECORDS / name for name in names if not (RECORDS / name).exists())
+
+
+def count(text: str) -> int:
+    """A whole number from 1, of the command line.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1")
+    return int(text)
 
 
 def environment(runtime: Runtime) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.report import processor_name
+from benchmarks.report import processor_name, record_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("src", "stages", "inputs", "params.yaml")
@@ -106,7 +106,6 @@ def parse_options(arguments: list[str] | None = None) -> Options:
         prog="python -m benchmarks.scale",
         description="Time and peak memory of each stage as the number of reviews grows.",
     )
-    today = datetime.datetime.now(tz=datetime.UTC).date()
     parser.add_argument("--sizes", type=_sizes, default=SIZES, metavar="N,N,...",
                         help="numbers of reviews (default: 5000,50000,500000)")  # fmt: skip
     parser.add_argument("--train-sizes", type=_sizes, metavar="N,N,... | none",
@@ -119,8 +118,7 @@ def parse_options(arguments: list[str] | None = None) -> Options:
                         help="tokenize to 512 tokens with this checkpoint's tokenizer too; "
                         "a folder as in `models`")  # fmt: skip
     parser.add_argument("--output", type=Path,
-                        default=ROOT / "benchmarks" / "records" / f"{today}_scale",
-                        help="folder (default: benchmarks/records/DATE_scale)")  # fmt: skip
+                        help="folder (default: a new benchmarks/records/DATE_scale)")  # fmt: skip
     given = parser.parse_args(arguments)
     sizes: tuple[int, ...] = given.sizes
     if given.train_sizes is None:
@@ -140,14 +138,15 @@ def parse_options(arguments: list[str] | None = None) -> Options:
         parser.error(f"--archive: {given.archive}: no such file")
     if given.checkpoint is not None and not (given.checkpoint / "model.safetensors").is_file():
         parser.error(f"--checkpoint: {given.checkpoint}: no folder with a model.safetensors")
-    if given.output.exists() and not given.output.is_dir():
-        parser.error(f"--output: {given.output}: is no folder")
+    output: Path = given.output or record_folder("scale")
+    if output.exists() and not output.is_dir():
+        parser.error(f"--output: {output}: is no folder")
     return Options(
         sizes=sizes,
         train_sizes=train_sizes,
         archive=given.archive and given.archive.resolve(),
         checkpoint=given.checkpoint and given.checkpoint.resolve(),
-        output=given.output,
+        output=output,
     )
 
 

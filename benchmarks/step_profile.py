@@ -17,7 +17,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import inputs, peers
-from benchmarks.report import environment, record_folder
+from benchmarks.report import count, environment, record_folder
 from distiltune.artifacts import write_json
 from distiltune.batching import Tokens, epoch_order, random_batches
 from distiltune.config import SpeedTable, TrainConfig, load
@@ -96,15 +96,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.step_profile", description=__doc__)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--tokens", type=Path, help="a token file instead of made-up reviews")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--steps", type=int, help="3 on the CPU, 50 on CUDA")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--batch-size", type=count, default=16)
+    parser.add_argument("--steps", type=count, help="3 on the CPU, 50 on CUDA")
+    parser.add_argument("--output", type=Path, help="a folder other than the dated one")
     arguments = parser.parse_args()
     if arguments.tokens is not None and not arguments.tokens.exists():
         parser.error(f"{arguments.tokens}: no such file")
     runtime = choose_runtime(arguments.device, "auto")
     num_steps = arguments.steps or (50 if runtime.device.type == "cuda" else 3)
     num_reviews = num_steps * arguments.batch_size
+    if num_reviews > inputs.MAX_REVIEWS:
+        parser.error(f"--steps: at most {inputs.MAX_REVIEWS // arguments.batch_size:,} here")
     tokens = (
         inputs.made_up_tokens(num_reviews)
         if arguments.tokens is None
@@ -125,7 +127,7 @@ def main() -> None:
         f"the plain model's products at the peak would take {ideal * 1e3:,.1f} ms, "
         f"{ideal / found['seconds_per_step']:.0%} of the step"
     )
-    folder = arguments.output or record_folder("profile", runtime)
+    folder = arguments.output or record_folder(f"profile-{runtime.device.type}")
     report = {"environment": environment(runtime), "matrix_peak_tflops": peak / 1e12, **found}
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "profile.json", report)

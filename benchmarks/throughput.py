@@ -17,8 +17,9 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks import inputs
 from benchmarks.cases import OTHER_CASES, Result, Settings, run_case, train_cases
-from benchmarks.report import environment, print_table, record_folder, write_plot
+from benchmarks.report import count, environment, print_table, record_folder, write_plot
 from distiltune.artifacts import write_json
 from distiltune.runtime import choose_runtime, run_stage
 
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Measure, show and write what the options ask for; the record grows with each case."""
     runtime = choose_runtime(arguments.device, "auto")
     on_cuda = runtime.device.type == "cuda"
-    folder = arguments.output or record_folder("throughput", runtime)
+    folder = arguments.output or record_folder(f"throughput-{runtime.device.type}")
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     peak = run_case("matrix_peak", settings_of(arguments, 1, on_cuda))["flops_per_second"]
@@ -142,14 +143,20 @@ def settings_of(arguments: argparse.Namespace, batch_size: int, on_cuda: bool) -
 def parse(options: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.throughput", description=__doc__)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--batch-sizes", default="16", type=_integers)
-    parser.add_argument("--num-reviews", type=int, help="reviews of an epoch")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--batch-sizes", default="16", type=_counts, metavar="N,N,...",
+                        help="default: 16; the first also evaluates and tokenizes")  # fmt: skip
+    parser.add_argument("--num-reviews", type=count, metavar="N",
+                        help="reviews of an epoch, at most the file's (default: 3 batches "
+                        "on the CPU, 3,200 on CUDA)")  # fmt: skip
+    parser.add_argument("--rounds", type=count, default=2, metavar="N",
+                        help=f"of {', '.join(ROUNDS_OF)} (default: 2)")  # fmt: skip
     parser.add_argument("--tokens", type=Path, help="a token file instead of made-up reviews")
     parser.add_argument("--reviews", type=Path, help="a table of reviews, for tokenizing")
     parser.add_argument("--tokenizer", type=Path, help="the folder of its tokenizer")
-    parser.add_argument("--num-texts", type=int, default=NUM_TEXTS)
-    parser.add_argument("--only", type=lambda text: text.split(","), help="names of cases")
+    parser.add_argument("--num-texts", type=count, default=NUM_TEXTS, metavar="N",
+                        help=f"reviews to tokenize (default: {NUM_TEXTS})")  # fmt: skip
+    parser.add_argument("--only", type=lambda text: text.split(","), metavar="CASE,CASE,...",
+                        help="these cases alone; a name that is none lists them")  # fmt: skip
     parser.add_argument("--output", type=Path, help="a folder other than the dated one")
     arguments = parser.parse_args(options)
     for path in (arguments.tokens, arguments.reviews, arguments.tokenizer):
@@ -157,17 +164,17 @@ def parse(options: list[str]) -> argparse.Namespace:
             parser.error(f"{path}: no such file")
     if (arguments.reviews is None) != (arguments.tokenizer is None):
         parser.error("--reviews and --tokenizer go together")
+    if (arguments.num_reviews or 0) > inputs.MAX_REVIEWS:
+        parser.error(f"--num-reviews: at most {inputs.MAX_REVIEWS:,}")
     known = {*train_cases(on_cuda=False), *train_cases(on_cuda=True), *OTHER_CASES}
     for name in arguments.only or ():
         if name not in known:
             parser.error(f"--only: {name!r} is no case; there are {', '.join(sorted(known))}")
-    if arguments.rounds < 1 or any(size < 1 for size in arguments.batch_sizes):
-        parser.error("--rounds and --batch-sizes must be at least 1")
     return arguments
 
 
-def _integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+def _counts(text: str) -> list[int]:
+    return [count(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -91,6 +91,8 @@ def test_yaml_1_2_words_are_strings(edited: Edit) -> None:
 MISTAKES: list[tuple[str, str, list[str]]] = [
     ("seed: 123", "sed: 123", ["sed: unknown key", "did you mean seed?"]),
     ("  batch_size: auto", "  batchsize: 4", ["train.batchsize", "did you mean batch_size?"]),
+    ("  keep: last ", "  padding_free: false\n  keep: last ",
+     ["train.padding_free: unknown key", "did you mean speed.padding_free?"]),
     ("hidden_size: 64", "hiden_size: 64", ["models.tiny.architecture.hiden_size", "hidden_size?"]),
     ("epochs: auto", "epochs: 0", ["train.epochs: 0", "greater than 0", "auto"]),
     ("epochs: auto", "epochs: three", ["train.epochs: 'three'", "integer", "auto"]),
@@ -182,6 +184,14 @@ def test_a_warm_up_longer_than_the_training(edited: Edit) -> None:
 def test_a_csv_data_set_needs_a_path(edited: Edit) -> None:
     with pytest.raises(InputError, match=r"datasets\.csv\.paths: is empty"):
         load(DownloadConfig, edited("dataset: imdb ", "dataset: csv "))
+
+
+def test_an_lstm_has_no_attention_to_drop_out(edited: Edit) -> None:
+    path = edited("attention_dropout: auto", "attention_dropout: 0.0")
+    load(TrainConfig, path)
+    path.write_text(path.read_text().replace("model: distilbert ", "model: lstm "))
+    with pytest.raises(InputError, match=r"train\.attention_dropout: 0\.0 with model: lstm"):
+        load(TrainConfig, path)
 
 
 def test_mistakes_end_a_stage_with_status_1_and_no_traceback(project: Any) -> None:

@@ -71,10 +71,10 @@ def test_a_record_overwrites_no_other(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("benchmarks.report.RECORDS", tmp_path)
     names = []
     for _ in range(3):
-        folder = record_folder("topic", CPU)
+        folder = record_folder("topic")
         folder.mkdir()
         names.append(folder.name.partition("_")[2])
-    assert names == ["topic-cpu", "topic-cpu-2", "topic-cpu-3"]
+    assert names == ["topic", "topic-2", "topic-3"]
 
 
 def test_a_run_in_processes_of_its_own_leaves_a_record(
@@ -130,8 +130,9 @@ def test_the_table_and_the_plot_hold_every_case(
         ("--only natve", "'natve' is no case"),
         ("--tokens gone.safetensors", "gone.safetensors: no such file"),
         ("--reviews params.yaml", "--reviews and --tokenizer go together"),
-        ("--batch-sizes 0", "must be at least 1"),
+        ("--batch-sizes 0", "--batch-sizes: '0': a whole number from 1"),
         ("--batch-sizes a", "--batch-sizes"),
+        ("--num-reviews 1000000000", "--num-reviews: at most 1,000,000"),
     ],
 )
 def test_a_bad_option_is_named(
@@ -141,6 +142,15 @@ def test_a_bad_option_is_named(
         throughput.parse(arguments.split())
     assert stopped.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_profile_of_no_steps_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["step_profile", "--steps", "0"])
+    with pytest.raises(SystemExit):
+        step_profile.main()
+    assert "--steps: '0': a whole number from 1" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("tiny")

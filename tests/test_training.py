@@ -176,9 +176,14 @@ def test_a_loss_that_is_no_number_stops_the_run(prepared: Project) -> None:
 
 
 def test_the_trainer_engine_trains_the_same_tokens(prepared: Project) -> None:
-    prepared.change_params({"engine": "trainer", "optimizer": "adamw"})
+    prepared.change_params(
+        {"engine": "trainer", "optimizer": "adamw", "speed.fused_optimizer": False}
+    )
     result = prepared.stage("train")
     assert "engine trainer" in result.stdout
+    assert "20 steps, speed.fused_optimizer=false\n" in result.stdout
+    params = json.loads((prepared.root / "data/model/run.json").read_text())["params"]
+    assert params["train.attention_dropout"] == 0.0  # `auto`, resolved
     summary = json.loads((prepared.root / "metrics/train.json").read_text())
     assert summary["num_steps"] == 20
     assert summary["train_accuracy"] is None

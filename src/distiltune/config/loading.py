@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 import typing
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,7 +109,7 @@ def _lines(error: pydantic.ValidationError, raw: Any, path: Path) -> list[str]:
                 keys.append(str(part))
         name = ".".join(keys)
         if problem["type"] == "unexpected_keyword_argument":
-            text = f"unknown key{_nearest(keys[-1], _legal_keys(problem['loc'][:-1]))}"
+            text = f"unknown key{_nearest_key(keys, _legal_keys(problem['loc'][:-1]))}"
         elif problem["type"] == "missing":
             text = "is missing"
         elif problem["type"] == "union_tag_not_found":
@@ -137,6 +137,20 @@ def _short(value: Any) -> str:
 def _nearest(name: str, legal: list[str]) -> str:
     near = difflib.get_close_matches(name, legal, n=1, cutoff=0.5)
     return f" (did you mean {near[0]}?)" if near else f" (allowed: {', '.join(legal)})"
+
+
+def _nearest_key(keys: list[str], legal: list[str]) -> str:
+    """The same, for a key that may stand in the wrong table."""
+    elsewhere = [
+        f"{table.name}.{keys[-1]}"
+        for table in fields(Params)
+        if keys[-1] in _field_names(typing.get_type_hints(Params)[table.name])
+    ]
+    return f" (did you mean {elsewhere[0]}?)" if elsewhere else _nearest(keys[-1], legal)
+
+
+def _field_names(found: Any) -> list[str]:
+    return [field.name for field in fields(found)] if is_dataclass(found) else []
 
 
 def _legal_keys(location: tuple[int | str, ...]) -> list[str]:
@@ -171,6 +185,13 @@ def _contradictions(params: Params) -> typing.Iterator[str]:
             yield f"{switch}: {chosen!r} is no row of {table_name}{_nearest(chosen, list(table))}"
     for name, row in params.models.items():
         yield from _model_contradictions(f"models.{name}", row)
+    chosen_model = params.models.get(params.model)
+    dropout = params.train.attention_dropout
+    if dropout != "auto" and chosen_model and chosen_model.architecture.type == "lstm":
+        yield (
+            f"train.attention_dropout: {dropout} with model: {params.model}, an LSTM, which has "
+            "no attention; set auto"
+        )
     for name in ("imdb", "sample", "csv"):
         split = getattr(params.splits, name)
         sizes = (split.train, split.validation, split.test)

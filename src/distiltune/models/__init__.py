@@ -80,8 +80,7 @@ def build_model(
         return model
     common = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id, **labels}
     if architecture.type == "lstm":
-        if attention_dropout is not None:
-            raise InputError("train.attention_dropout: an lstm has no attention; set auto")
+        assert attention_dropout is None
         return LstmForSequenceClassification(
             LstmConfig(
                 embedding_size=architecture.embedding_size,
@@ -107,6 +106,12 @@ def build_model(
             **common,
         )
     )
+
+
+def attention_dropout_of(model: PreTrainedModel) -> float | None:
+    """The share of attention weights that training drops; `None` where there is no attention."""
+    names = [name for name in ATTENTION_DROPOUT_NAMES if hasattr(model.config, name)]
+    return float(getattr(model.config, names[0])) if names else None
 
 
 def _set_attention_dropout(config: PretrainedConfig, attention_dropout: float) -> None:

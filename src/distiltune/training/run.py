@@ -1,10 +1,11 @@
 """One execution of the train stage: data in, model and records out, a run in MLflow."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from distiltune.artifacts import (
     RUN_FILE,
@@ -15,7 +16,12 @@ from distiltune.artifacts import (
 )
 from distiltune.batching import Tokens, read_tokens
 from distiltune.config import TrainConfig
-from distiltune.models import build_model, has_padding_free_path, save_model
+from distiltune.models import (
+    attention_dropout_of,
+    build_model,
+    has_padding_free_path,
+    save_model,
+)
 from distiltune.runtime import Runtime, choose_runtime, seed_everything
 from distiltune.tracking import WEIGHTS_TAG, TrackedRun, version_tags
 from distiltune.training.history import ConsoleReporter, Reporter
@@ -75,12 +81,13 @@ def run_training(
     print(
         f"{config.model} ({num_weights / 1e6:.1f} M weights) with {config.optimizer}, engine "
         f"{config.engine}{', padding-free' if padding_free else ''}, on {runtime.description}\n"
-        f"{train.num_reviews:,} reviews, {len(train.ids):,} tokens; {num_steps:,} steps",
+        f"{train.num_reviews:,} reviews, {len(train.ids):,} tokens; {num_steps:,} steps"
+        f"{_unusual(config)}",
         flush=True,
     )
     facts = {
         "name": f"{config.model}-{config.optimizer}-{config.seed}",
-        "params": _resolved(config, runtime, train, validation, num_steps),
+        "params": _resolved(config, runtime, network, train, validation, num_steps),
         "tags": {"device": runtime.description, **version_tags()},
         "dataset": train.info.dataset,
         "dataset_digest": sha256_of(tokens / "train.safetensors"),
@@ -115,8 +122,25 @@ def run_training(
     return summary
 
 
+def _unusual(config: TrainConfig) -> str:
+    """What the user has set that changes how, but not what, is computed."""
+    chosen = [
+        f"speed.{field.name}={str(value).lower()}"
+        for field in fields(config.speed)
+        if (value := getattr(config.speed, field.name)) != field.default
+    ]
+    if isinstance(bound := config.train.max_tokens_per_pass, int):
+        chosen.append(f"train.max_tokens_per_pass={bound}")
+    return "".join(f", {setting}" for setting in chosen)
+
+
 def _resolved(
-    config: TrainConfig, runtime: Runtime, train: Tokens, validation: Tokens, num_steps: int
+    config: TrainConfig,
+    runtime: Runtime,
+    network: PreTrainedModel,
+    train: Tokens,
+    validation: Tokens,
+    num_steps: int,
 ) -> dict[str, Any]:
     """The params that this run is made of, of the active rows alone."""
     params: dict[str, Any] = {
@@ -138,6 +162,7 @@ def _resolved(
     }
     params |= {f"optimizer.{name}": v for name, v in asdict(config.optimizer_row).items()}
     params |= {f"train.{name}": v for name, v in asdict(config.train).items()}
+    params["train.attention_dropout"] = attention_dropout_of(network)
     params |= {f"speed.{name}": v for name, v in asdict(config.speed).items()}
     row = asdict(config.model_row)
     for table in ("checkpoint", "architecture", "training"):
