@@ -37,7 +37,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  echo "using the torch $$version that is there"; \
 	  sed -i '/^torch==/d' .venv/constraints.txt; \
 	fi; \
-	$(PIP) install -c .venv/constraints.txt -e '.[dev]'
+	$(PIP) install -c .venv/constraints.txt -e '.[dev,8bit]'
 	@git config user.email >/dev/null && git config user.name >/dev/null || { \
 	  echo "git has no identity, which queued experiments need: setting one for this clone alone"; \
 	  git config user.name distiltune; git config user.email distiltune@localhost; }

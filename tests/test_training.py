@@ -10,7 +10,7 @@ import torch
 
 from distiltune import InputError
 from distiltune.batching import Tokens, epoch_order, gather, read_tokens
-from distiltune.config import TrainConfig, load
+from distiltune.config import AdamRow, TrainConfig, load
 from distiltune.inference import predict_logits
 from distiltune.models import build_model, pad
 from distiltune.runtime import Runtime, choose_runtime, seed_everything
@@ -164,9 +164,8 @@ def test_running_accuracy_counts_each_review_once(prepared: Project) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_run(prepared: Project) -> None:
     config, _, _ = read(prepared)
-    row = dataclasses.replace(config.optimizer_row, learning_rate=1.0, algorithm="adamw",
-                              weight_decay=0.99)  # fmt: skip
-    row = dataclasses.replace(row, epsilon=1e-30, betas=(0.0, 0.0))
+    row = AdamRow(algorithm="adamw", learning_rate=1.0, schedule="constant", weight_decay=0.99,
+                  epsilon=1e-30, betas=(0.0, 0.0))  # fmt: skip
     model_row = dataclasses.replace(
         config.model_row,
         training=dataclasses.replace(config.model_row.training, learning_rate_multiplier=1e30),

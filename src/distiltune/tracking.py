@@ -143,6 +143,7 @@ class TrackedRun:
                 "gradient_norm": record.gradient_norm,
                 "tokens_per_second": record.tokens_per_second,
                 "examples_per_second": record.examples_per_second,
+                "optimizer_seconds": record.optimizer_seconds,
             },
             record.step,
         )
@@ -154,6 +155,7 @@ class TrackedRun:
         """Log a step's figures as `train/...`, by step."""
         names = (
             "loss", "learning_rate", "gradient_norm", "tokens_per_second", "examples_per_second",
+            "optimizer_seconds",
         )  # fmt: skip
         self.log_metrics({f"train/{name}": values.get(name) for name in names}, step)
 

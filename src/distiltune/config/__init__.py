@@ -4,12 +4,18 @@ from pathlib import Path
 
 from distiltune.config.loading import load_params
 from distiltune.config.schema import (
+    AdafactorRow,
+    AdamRow,
     CheckpointRow,
     CsvRow,
     ImdbRow,
+    LionRow,
     ModelRow,
+    MuonRow,
     OptimizerRow,
     SampleRow,
+    SgdRow,
+    SoapRow,
     SpeedTable,
     SplitRow,
     TokenizerRow,
@@ -30,15 +36,21 @@ from distiltune.config.stages import (
 PARAMS_FILE = Path("params.yaml")
 
 __all__ = [
+    "AdafactorRow",
+    "AdamRow",
     "CheckpointConfig",
     "CheckpointRow",
     "CsvRow",
     "DownloadConfig",
     "EvaluateConfig",
     "ImdbRow",
+    "LionRow",
     "ModelRow",
+    "MuonRow",
     "OptimizerRow",
     "SampleRow",
+    "SgdRow",
+    "SoapRow",
     "SpeedTable",
     "SplitConfig",
     "SplitRow",

@@ -12,7 +12,13 @@ import pydantic
 import yaml
 
 from distiltune import InputError
-from distiltune.config.schema import DistilBertArchitecture, ModelRow, Params
+from distiltune.config.schema import (
+    DistilBertArchitecture,
+    ModelRow,
+    OptimizerRow,
+    Params,
+    SgdRow,
+)
 
 SWITCHES = {"dataset": "datasets", "model": "models", "optimizer": "optimizers"}
 
@@ -114,11 +120,15 @@ def _lines(error: pydantic.ValidationError, raw: Any, path: Path) -> list[str]:
             text = "is missing"
         elif problem["type"] == "union_tag_not_found":
             text = "needs a `type`"
+        elif problem["type"] == "union_tag_invalid" and keys[0] == "optimizers":
+            name += ".algorithm"
+            text = (
+                f"{value['algorithm']!r}: should be one of {problem['ctx']['expected_tags']}; "
+                "a row with a name of its own says, for example, `algorithm: adamw`"
+            )
         else:
             message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
             text = f"{_short(value)}: {message}"
-            if keys[:1] == ["optimizers"] and keys[-1] == "algorithm" and value == keys[1]:
-                text += f"; a row with a name of its own says `algorithm: adam` or `adamw` ({name})"
         problems.setdefault(name, []).append(text)
     lines = []
     for name, texts in problems.items():
@@ -174,7 +184,8 @@ def _legal_keys(location: tuple[int | str, ...]) -> list[str]:
 
 
 def _type_tags(member: Any) -> tuple[Any, ...]:
-    return typing.get_args(typing.get_type_hints(member).get("type"))
+    hints = typing.get_type_hints(member)
+    return typing.get_args(hints.get("type", hints.get("algorithm")))
 
 
 def _contradictions(params: Params) -> typing.Iterator[str]:
@@ -185,6 +196,11 @@ def _contradictions(params: Params) -> typing.Iterator[str]:
             yield f"{switch}: {chosen!r} is no row of {table_name}{_nearest(chosen, list(table))}"
     for name, row in params.models.items():
         yield from _model_contradictions(f"models.{name}", row)
+    for name, variant in params.optimizers.items():
+        yield from _optimizer_contradictions(f"optimizers.{name}", variant)
+    active = params.optimizers.get(params.optimizer)
+    if params.engine == "trainer" and active and _averages(active):
+        yield f"optimizers.{params.optimizer}.{_averages(active)}: needs engine: native"
     chosen_model = params.models.get(params.model)
     dropout = params.train.attention_dropout
     if dropout != "auto" and chosen_model and chosen_model.architecture.type == "lstm":
@@ -221,6 +237,26 @@ def _contradictions(params: Params) -> typing.Iterator[str]:
             yield f"datasets.csv.paths: {file!r} leaves the project; give its absolute path"
         if not file.endswith((".csv", ".csv.gz", ".parquet")):
             yield f"datasets.csv.paths: {file!r} must end in .csv, .csv.gz or .parquet"
+
+
+def _averages(row: OptimizerRow) -> str:
+    """The key that asks for averaged weights, if one does."""
+    names = ("ema_decay", "swa_start_share")
+    return next((name for name in names if getattr(row, name) is not None), "")
+
+
+def _optimizer_contradictions(where: str, row: OptimizerRow) -> typing.Iterator[str]:
+    if row.warmup_steps and row.warmup_share is not None:
+        yield f"{where}.warmup_share: goes without warmup_steps, which is {row.warmup_steps}"
+    if row.ema_decay is not None and row.swa_start_share is not None:
+        yield f"{where}.swa_start_share: goes without ema_decay, which is {row.ema_decay:g}"
+    if row.algorithm == "schedulefree_adamw":
+        if row.schedule != "constant":
+            yield f"{where}.schedule: {row.schedule!r} must be 'constant' for schedule-free AdamW"
+        if _averages(row):
+            yield f"{where}.{_averages(row)}: schedule-free AdamW averages already; leave it out"
+    if isinstance(row, SgdRow) and row.nesterov and not row.momentum:
+        yield f"{where}.nesterov: true needs a momentum above 0"
 
 
 def _model_contradictions(where: str, row: ModelRow) -> typing.Iterator[str]:

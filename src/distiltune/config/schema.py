@@ -1,5 +1,6 @@
 """The tables of `params.yaml`: keys, types and ranges."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
@@ -161,15 +162,88 @@ class TokenizeTable:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimizerRow:
-    """An optimizer variant; `algorithm` defaults to the row's name."""
+    """What every optimizer variant may set; `algorithm` defaults to the row's name.
 
-    algorithm: Literal["adam", "adamw"]
+    `warmup_share` is a share of all steps, in place of `warmup_steps`. Without
+    `decay_bias_and_norm` weight decay leaves out what is no matrix (biases, norms).
+    `layer_decay` multiplies the rate once for each layer below the head (Clark et al.
+    2020, ELECTRA). `max_gradient_norm` beats `train.max_gradient_norm`. `ema_decay` or
+    `swa_start_share` evaluate and keep averaged weights: an exponential average of all
+    steps (Polyak and Juditsky 1992), or the mean of those after a share of the training
+    (Izmailov et al. 2018).
+    """
+
+    algorithm: str
     learning_rate: Annotated[float, Field(gt=0, le=10)]
-    schedule: Literal["constant", "linear"]
+    schedule: Literal["constant", "linear", "cosine", "one_cycle"]
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] | None = None
     weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    decay_bias_and_norm: bool = True
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_gradient_norm: Annotated[float, Field(gt=0)] | None = None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    swa_start_share: Annotated[float, Field(ge=0, lt=1)] | None = None
+
+    def num_warmup_steps(self, num_steps: int) -> int:
+        """Of that many steps."""
+        if self.warmup_share is None:
+            return self.warmup_steps
+        return math.ceil(self.warmup_share * num_steps)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AdamRow(OptimizerRow):
+    algorithm: Literal["adam", "adamw", "adamw_8bit", "nadam", "radam", "schedulefree_adamw"]
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SgdRow(OptimizerRow):
+    algorithm: Literal["sgd"]
+    momentum: Beta = 0.9
+    nesterov: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AdafactorRow(OptimizerRow):
+    """`learning_rate` is relative: an update is that share of a weight's root mean square."""
+
+    algorithm: Literal["adafactor"]
+    beta2_decay: Annotated[float, Field(ge=-1, lt=0)] = -0.8
+    clipping_threshold: Annotated[float, Field(gt=0)] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class LionRow(OptimizerRow):
+    algorithm: Literal["lion"]
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MuonRow(OptimizerRow):
+    """`betas` and `epsilon` are those of AdamW, which has what is no hidden matrix."""
+
+    algorithm: Literal["muon"]
+    momentum: Beta = 0.95
+    nesterov: bool = True
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SoapRow(OptimizerRow):
+    algorithm: Literal["soap"]
+    betas: tuple[Beta, Beta] = (0.95, 0.95)
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    precondition_frequency: Count = 10
+
+
+AnyOptimizerRow = Annotated[
+    AdamRow | SgdRow | AdafactorRow | LionRow | MuonRow | SoapRow,
+    Field(discriminator="algorithm"),
+]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -224,7 +298,7 @@ class Params:
     splits: Splits
     models: dict[str, ModelRow]
     tokenize: TokenizeTable
-    optimizers: dict[str, OptimizerRow]
+    optimizers: dict[str, AnyOptimizerRow]
     train: TrainTable
     speed: SpeedTable
     tracking: TrackingTable

@@ -107,6 +107,12 @@ class TrainConfig:
         multiplier = self.model_row.training.learning_rate_multiplier
         return self.optimizer_row.learning_rate * multiplier
 
+    @property
+    def max_gradient_norm(self) -> float | None:
+        """The optimizer row's bound, else the one of all."""
+        chosen = self.optimizer_row.max_gradient_norm
+        return self.train.max_gradient_norm if chosen is None else chosen
+
     def num_steps_per_epoch(self, num_examples: int) -> int:
         """Optimizer steps in one epoch over `num_examples` reviews."""
         num_batches = math.ceil(num_examples / self.batch_size)
@@ -119,7 +125,7 @@ class TrainConfig:
             InputError: the warm-up is longer than that.
         """
         num_steps = self.epochs * self.num_steps_per_epoch(num_examples)
-        if self.optimizer_row.warmup_steps > num_steps:
+        if self.optimizer_row.num_warmup_steps(num_steps) > num_steps:
             raise InputError(
                 f"optimizers.{self.optimizer}.warmup_steps: {self.optimizer_row.warmup_steps} is "
                 f"longer than the training: {num_examples} reviews in batches of "

@@ -1,6 +1,7 @@
 """What a training run did, by step and by epoch, and how it is shown while it runs."""
 
 import csv
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +19,10 @@ STEPS_FILE, EPOCHS_FILE = "steps.csv", "epochs.csv"
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """The steps since the record before: mean loss and speed; rate and norm of the last."""
+    """The steps since the record before: mean loss and speed.
+
+    Rate, norm and the optimizer's seconds are those of the last.
+    """
 
     step: int
     epoch: float
@@ -27,6 +31,7 @@ class StepRecord:
     gradient_norm: float | None
     tokens_per_second: float | None
     examples_per_second: float | None
+    optimizer_seconds: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,8 @@ class History:
     epochs: list[EpochRecord] = field(default_factory=list)
     best_epoch: int = 0
     kept_epoch: int = 0
+    optimizer_state_bytes: int | None = None
+    energy_joules: float | None = None
 
     def write(self, folder: Path) -> None:
         """Write `steps.csv` and `epochs.csv`."""
@@ -75,6 +82,8 @@ class History:
     def summary(self) -> dict[str, Any]:
         """The metrics of the train stage."""
         kept = self.epochs[self.kept_epoch - 1]
+        # The first steps of an optimizer make its state.
+        timed = [r.optimizer_seconds for r in self.steps if r.optimizer_seconds is not None]
         return {
             "train_loss": kept.train_loss,
             "train_accuracy": kept.train_accuracy,
@@ -85,6 +94,9 @@ class History:
             "num_steps": self.epochs[-1].step,
             "train_seconds": sum(record.train_seconds for record in self.epochs),
             "validation_seconds": sum(record.validation_seconds for record in self.epochs),
+            "optimizer_seconds_per_step": statistics.median(timed) if timed else None,
+            "optimizer_state_bytes": self.optimizer_state_bytes,
+            "energy_joules": self.energy_joules,
         }
 
 

@@ -6,7 +6,7 @@ Nothing in a step waits for the device, but for fp16, whose loss scale must be l
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -23,6 +23,8 @@ from distiltune.config import TrainConfig
 from distiltune.inference import loss_and_accuracy, predict_logits
 from distiltune.optimizers import build_optimizer, build_schedule
 from distiltune.runtime import Runtime
+from distiltune.training.averaging import EvaluatedWeights
+from distiltune.training.costs import EnergyMeter, OptimizerClock, optimizer_state_bytes
 from distiltune.training.history import EpochRecord, History, Recorder, Reporter, StepRecord
 from distiltune.training.passes import Passes
 
@@ -53,18 +55,16 @@ def train_native(
         InputError: the warm-up is longer than the training, or the loss is no number.
     """
     loop = _Loop(config, model, train, validation, runtime, reporters)
-    best_weights = None
+    energy = EnergyMeter(runtime.device)
     for epoch in range(1, config.epochs + 1):
-        record = loop.run_epoch(epoch)
-        history = loop.recorder.history
-        best = max(history.epochs, key=lambda r: r.validation_accuracy)
-        if record is best and config.train.keep == "best":
-            best_weights = copy.deepcopy(model.state_dict())
-        history.best_epoch = best.epoch
-        history.kept_epoch = best.epoch if config.train.keep == "best" else epoch
-    if best_weights is not None:
-        model.load_state_dict(best_weights)
-    return loop.recorder.history
+        loop.run_epoch(epoch)
+    loop.weights.apply()
+    if loop.best_weights is not None:
+        model.load_state_dict(loop.best_weights)
+    history = loop.recorder.history
+    history.optimizer_state_bytes = optimizer_state_bytes(loop.optimizer)
+    history.energy_joules = energy.joules()
+    return history
 
 
 class _Loop:
@@ -90,6 +90,9 @@ class _Loop:
             model, config.optimizer_row, config.learning_rate, fused=config.speed.fused_optimizer
         )
         self.schedule = build_schedule(self.optimizer, config.optimizer_row, self.num_steps)
+        self.weights = EvaluatedWeights(model, config.optimizer_row, self.optimizer, self.num_steps)
+        self.best_weights: dict[str, torch.Tensor] | None = None
+        self.clock = OptimizerClock(runtime.device)
         self.passes = Passes(config, model, train, runtime)
         self.scaler = self.passes.scaler
         self.step = 0
@@ -112,8 +115,10 @@ class _Loop:
             self._update(epoch - 1 + (first + len(group)) / len(selections))
         train_loss, train_right = epoch_sums.tolist()
         trained = time.perf_counter()
-        logits = predict_logits(self.model, self.validation, self.runtime, config.speed)
-        validation_loss, validation_accuracy = loss_and_accuracy(logits, self.validation.labels)
+        with self.weights.applied():
+            logits = predict_logits(self.model, self.validation, self.runtime, config.speed)
+            validation_loss, validation_accuracy = loss_and_accuracy(logits, self.validation.labels)
+            self._keep_the_best(epoch, validation_accuracy)
         record = EpochRecord(
             epoch=epoch,
             step=self.step,
@@ -128,6 +133,14 @@ class _Loop:
         self.window.leave_out(time.perf_counter() - trained)
         return record
 
+    def _keep_the_best(self, epoch: int, accuracy: float) -> None:
+        history, keep_best = self.recorder.history, self.config.train.keep == "best"
+        if all(accuracy > earlier.validation_accuracy for earlier in history.epochs):
+            history.best_epoch = epoch
+            if keep_best:
+                self.best_weights = copy.deepcopy(self.model.state_dict())
+        history.kept_epoch = history.best_epoch if keep_best else epoch
+
     def _selections(self, epoch: int) -> list[torch.Tensor]:
         order = epoch_order(self.train.num_reviews, self.config.seed, epoch)
         if self.config.model_row.training.batch_order == "bucketed":
@@ -138,7 +151,7 @@ class _Loop:
 
     def _update(self, epoch: float) -> None:
         """One optimizer step; a record of the last ones where it is time for it."""
-        clip = self.config.train.max_gradient_norm
+        clip = self.config.max_gradient_norm
         is_logged = (self.step + 1) % self.config.train.log_every_steps == 0 or (
             self.step + 1 == self.num_steps
         )
@@ -149,19 +162,28 @@ class _Loop:
             norm = torch.nn.utils.get_total_norm(gradients)
             if clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), clip, norm)
-        learning_rate = float(self.schedule.get_last_lr()[0])
+        learning_rate = max(map(float, self.schedule.get_last_lr()))
         scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
+        if is_logged:
+            self.clock.start()
         self.scaler.step(self.optimizer)
+        if is_logged:
+            self.clock.stop()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         # A step whose fp16 gradients overflowed was left out; its rate is used again.
         if not self.scaler.is_enabled() or self.scaler.get_scale() >= scale:
             self.schedule.step()
         self.step += 1
+        self.weights.update(self.step)
         self.recorder.on_update(self.step)
         if is_logged:
             record = self.window.close(
-                step=self.step, epoch=epoch, learning_rate=learning_rate, norm=norm
+                step=self.step,
+                epoch=epoch,
+                learning_rate=learning_rate,
+                norm=norm,
+                optimizer_seconds=self.clock.seconds,
             )
             if not math.isfinite(record.loss):
                 raise InputError(
@@ -195,7 +217,13 @@ class _Window:
         self.started += seconds
 
     def close(
-        self, *, step: int, epoch: float, learning_rate: float, norm: torch.Tensor | None
+        self,
+        *,
+        step: int,
+        epoch: float,
+        learning_rate: float,
+        norm: torch.Tensor | None,
+        optimizer_seconds: Callable[[], float | None],
     ) -> StepRecord:
         loss = self.loss_sum.item() / self.num_examples  # waits for the device
         seconds = time.perf_counter() - self.started
@@ -207,6 +235,7 @@ class _Window:
             gradient_norm=None if norm is None else norm.item(),
             tokens_per_second=self.num_tokens / seconds,
             examples_per_second=self.num_examples / seconds,
+            optimizer_seconds=optimizer_seconds(),
         )
         self._open()
         return record

@@ -24,6 +24,7 @@ from distiltune.models import (
 )
 from distiltune.runtime import Runtime, choose_runtime, seed_everything
 from distiltune.tracking import WEIGHTS_TAG, TrackedRun, version_tags
+from distiltune.training.costs import peak_memory_bytes
 from distiltune.training.history import ConsoleReporter, Reporter
 from distiltune.training.native import train_native
 from distiltune.training.trainer import train_with_trainer
@@ -107,7 +108,11 @@ def run_training(
             write_json(folder / RUN_FILE, facts)
         with new_folder(history) as folder:
             records.write(folder)
-        summary = records.summary()
+        summary = {
+            **records.summary(),
+            "num_tokens": config.epochs * len(train.ids),
+            "peak_memory_bytes": peak_memory_bytes(runtime.device),
+        }
         # Only now can `evaluate` find the run: it looks for the weights.
         tracked.set_tags({WEIGHTS_TAG: sha256_of(model / WEIGHTS_FILE)})
         tracked.log_metrics({f"final/{name}": value for name, value in summary.items()})

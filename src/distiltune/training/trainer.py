@@ -25,6 +25,7 @@ from distiltune.batching import Tokens
 from distiltune.config import TrainConfig
 from distiltune.optimizers import build_optimizer, build_schedule
 from distiltune.runtime import Runtime
+from distiltune.training.costs import EnergyMeter, OptimizerClock, optimizer_state_bytes
 from distiltune.training.history import EpochRecord, History, Recorder, Reporter, StepRecord
 
 
@@ -68,9 +69,10 @@ class _Collator:
 class _Callback(TrainerCallback):
     """Turns the Trainer's logs into records."""
 
-    def __init__(self, recorder: Recorder, collator: _Collator) -> None:
+    def __init__(self, recorder: Recorder, collator: _Collator, clock: OptimizerClock) -> None:
         self.recorder = recorder
         self.collator = collator
+        self.clock = clock
         self.epoch_started = 0.0
         self.epoch_ended = 0.0
         self.losses: list[float] = []
@@ -79,6 +81,12 @@ class _Callback(TrainerCallback):
         self.epoch_started = time.perf_counter()
         self.losses = []
         self.collator.reset()
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.clock.start()
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.clock.stop()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -109,6 +117,7 @@ class _Callback(TrainerCallback):
                 gradient_norm=logs.get("grad_norm"),
                 tokens_per_second=self.collator.num_tokens / seconds,
                 examples_per_second=self.collator.num_examples / seconds,
+                optimizer_seconds=self.clock.seconds(),
             )
         )
         self.collator.reset()
@@ -166,7 +175,7 @@ def train_with_trainer(
             per_device_eval_batch_size=config.batch_size * 4,
             gradient_accumulation_steps=config.train.gradient_accumulation_steps,
             # Without a bound the Trainer would not tell the norm.
-            max_grad_norm=config.train.max_gradient_norm or 1e30,
+            max_grad_norm=config.max_gradient_norm or 1e30,
             bf16=runtime.precision == "bf16",
             fp16=runtime.precision == "fp16",
             use_cpu=runtime.device.type == "cpu",
@@ -195,15 +204,18 @@ def train_with_trainer(
             compute_loss_func=_mean_loss,
             optimizers=(optimizer, schedule),
             compute_metrics=_accuracy,
-            callbacks=[_Callback(recorder, collator)],
+            callbacks=[_Callback(recorder, collator, OptimizerClock(runtime.device))],
         )
         # Its own log lines would come twice, once from the reporters.
         trainer.remove_callback(PrinterCallback)
+        energy = EnergyMeter(runtime.device)
         trainer.train()
     assert trainer.state.global_step == num_steps
     history = recorder.history
     history.best_epoch = max(history.epochs, key=lambda r: r.validation_accuracy).epoch
     history.kept_epoch = history.best_epoch if keep_best else config.epochs
+    history.optimizer_state_bytes = optimizer_state_bytes(optimizer)
+    history.energy_joules = energy.joules()
     return history
 
 
