@@ -27,12 +27,12 @@ CONFIGS = {
 LAYERS = (
     {"distiltune"},
     {"artifacts", "config", "runtime", "tracking"},
-    {"fetching"},
+    {"fetching", "store"},
     {"batching", "checkpoint", "dataset", "encoding", "models", "optimizers", "sample"}
     | {"splitting"},
     {"inference"},
     {"training"},
-    {"evaluation", "serving"},
+    {"comparison", "evaluation", "serving"},
 )  # fmt: skip
 
 

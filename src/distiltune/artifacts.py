@@ -35,6 +35,8 @@ STREAMING = {"pre_buffer": False, "buffer_size": 1 << 16}
 # Beside a model's weights: what it was trained with and on, and how it reads a text.
 RUN_FILE = "run.json"
 WEIGHTS_FILE = "model.safetensors"
+# Beside the history's tables: the metrics of the train stage.
+SUMMARY_FILE = "summary.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """The device and precision that a stage runs with, seeds, and what a stage's `main` does."""
 
+import hashlib
 import os
 import random
 import sys
@@ -7,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import yaml
 
 from distiltune import InputError
 
@@ -42,6 +45,16 @@ def project_root() -> Path:
     DVC names it in `DVC_ROOT`; without DVC it is the working directory.
     """
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def code_digest(stage: str, pipeline: Path = Path("dvc.yaml")) -> str:
+    """The sha256 of a stage's code: all modules that `dvc.yaml` says it depends on."""
+    dependencies = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"][stage]["deps"]
+    digest = hashlib.sha256()
+    for name in sorted(name for name in dependencies if name.endswith(".py")):
+        digest.update(f"{name}\n".encode())
+        digest.update((pipeline.parent / name).read_bytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

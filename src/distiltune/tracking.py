@@ -79,10 +79,9 @@ class TrackedRun:
                 `dataset_digest`, the sha256 of its training tokens.
             system_metrics: whether to sample CPU, memory and GPU meanwhile.
         """
-        mlflow = _import_mlflow()
-        experiment_id = self._experiment_id()
+        mlflow = import_mlflow()
         run = mlflow.start_run(
-            experiment_id=experiment_id,
+            experiment_id=experiment_id(self.root, self.experiment),
             run_name=" ".join(filter(None, (facts["name"], os.environ.get("DVC_EXP_NAME")))),
             tags={**facts["tags"], **_context_tags(self.root)},
             log_system_metrics=system_metrics,
@@ -103,9 +102,9 @@ class TrackedRun:
 
         Of several it is this experiment's, else the latest.
         """
-        client = _import_mlflow().MlflowClient(_use_store(self.root))
+        client = import_mlflow().MlflowClient(use_store(self.root))
         runs = client.search_runs(
-            [self._experiment_id()],
+            [experiment_id(self.root, self.experiment)],
             filter_string=f"tags.{WEIGHTS_TAG} = '{weights_sha256}'",
             order_by=["attributes.start_time DESC"],
         )
@@ -118,7 +117,7 @@ class TrackedRun:
     @_mirrored
     def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
         """Log numbers at a step, from another thread; missing ones are left out."""
-        mlflow = _import_mlflow()
+        mlflow = import_mlflow()
         now = int(time.time() * 1000)
         batch = [
             mlflow.entities.Metric(name, float(value), now, step)
@@ -183,7 +182,7 @@ class TrackedRun:
             folder: the model's folder.
             label_names: the classes.
         """
-        mlflow = _import_mlflow()
+        mlflow = import_mlflow()
         import pandas as pd
         from mlflow.models import ModelSignature
         from mlflow.types.schema import ColSpec, DataType, Schema
@@ -208,13 +207,13 @@ class TrackedRun:
     @_mirrored
     def log_files(self, files: Iterable[Path], folder: str) -> None:
         """Log files as artifacts below `folder`."""
-        client = _import_mlflow().MlflowClient(_use_store(self.root))
+        client = import_mlflow().MlflowClient(use_store(self.root))
         for file in files:
             client.log_artifact(self.run_id, str(file), folder)
 
     @_mirrored
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        client = _import_mlflow().MlflowClient(_use_store(self.root))
+        client = import_mlflow().MlflowClient(use_store(self.root))
         for name, value in tags.items():
             client.set_tag(self.run_id, name, value)
 
@@ -240,24 +239,25 @@ class TrackedRun:
     @_mirrored
     def _end(self, status: str) -> None:
         if self.run_id is not None and not self.was_found:
-            _import_mlflow().end_run(status)
-
-    def _experiment_id(self) -> str:
-        """The experiment, made by the first process that wants it."""
-        mlflow = _import_mlflow()
-        uri = _use_store(self.root)
-        # Two processes that both make a new database would each find half a one.
-        with FileLock(self.root / ".dvc" / "tmp" / "mlflow.lock"):
-            found = mlflow.get_experiment_by_name(self.experiment)
-            if found is not None:
-                return str(found.experiment_id)
-            location = (self.root / ARTIFACTS).as_uri() if uri == _default_uri(self.root) else None
-            # The UI opens such an experiment on its runs and models.
-            tags = {"mlflow.experimentKind": "custom_model_development"}
-            return str(mlflow.create_experiment(self.experiment, location, tags))
+            import_mlflow().end_run(status)
 
 
-def _import_mlflow() -> Any:
+def experiment_id(root: Path, name: str) -> str:
+    """The id of an MLflow experiment, which the first process that wants it makes."""
+    mlflow = import_mlflow()
+    uri = use_store(root)
+    # Two processes that both make a new database would each find half a one.
+    with FileLock(root / ".dvc" / "tmp" / "mlflow.lock"):
+        found = mlflow.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        location = (root / ARTIFACTS).as_uri() if uri == _default_uri(root) else None
+        # The UI opens such an experiment on its runs and models.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(mlflow.create_experiment(name, location, tags))
+
+
+def import_mlflow() -> Any:
     """MLflow, which calls nobody and says nothing of its own start."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
@@ -276,11 +276,11 @@ def _default_uri(root: Path) -> str:
     return f"sqlite:///{root / DATABASE}"
 
 
-def _use_store(root: Path) -> str:
+def use_store(root: Path) -> str:
     """Point MLflow at `MLFLOW_TRACKING_URI`, or at SQLite below the project's root."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or _default_uri(root)
     (root / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
-    _import_mlflow().set_tracking_uri(uri)
+    import_mlflow().set_tracking_uri(uri)
     return uri
 
 

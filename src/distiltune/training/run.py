@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from distiltune.artifacts import (
     RUN_FILE,
+    SUMMARY_FILE,
     WEIGHTS_FILE,
     new_folder,
     sha256_of,
@@ -22,7 +23,7 @@ from distiltune.models import (
     has_padding_free_path,
     save_model,
 )
-from distiltune.runtime import Runtime, choose_runtime, seed_everything
+from distiltune.runtime import Runtime, choose_runtime, code_digest, seed_everything
 from distiltune.tracking import WEIGHTS_TAG, TrackedRun, version_tags
 from distiltune.training.costs import peak_memory_bytes
 from distiltune.training.history import ConsoleReporter, Reporter
@@ -92,6 +93,8 @@ def run_training(
         "tags": {"device": runtime.description, **version_tags()},
         "dataset": train.info.dataset,
         "dataset_digest": sha256_of(tokens / "train.safetensors"),
+        "validation_digest": sha256_of(tokens / "validation.safetensors"),
+        "code_digest": code_digest("train"),
         "label_names": train.info.label_names,
         "max_length": train.max_length,
         "truncation": train.truncation,
@@ -103,16 +106,17 @@ def run_training(
     status = "FAILED"
     try:
         records = ENGINES[config.engine](config, network, train, validation, runtime, reporters)
-        with new_folder(model) as folder:
-            save_model(network, tokenizer, folder)
-            write_json(folder / RUN_FILE, facts)
-        with new_folder(history) as folder:
-            records.write(folder)
         summary = {
             **records.summary(),
             "num_tokens": config.epochs * len(train.ids),
             "peak_memory_bytes": peak_memory_bytes(runtime.device),
         }
+        with new_folder(model) as folder:
+            save_model(network, tokenizer, folder)
+            write_json(folder / RUN_FILE, facts)
+        with new_folder(history) as folder:
+            records.write(folder)
+            write_json(folder / SUMMARY_FILE, summary)
         # Only now can `evaluate` find the run: it looks for the weights.
         tracked.set_tags({WEIGHTS_TAG: sha256_of(model / WEIGHTS_FILE)})
         tracked.log_metrics({f"final/{name}": value for name, value in summary.items()})

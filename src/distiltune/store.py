@@ -1,0 +1,113 @@
+"""Reads runs from MLflow's store, and ties the runs of a sweep together there."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from distiltune import InputError
+from distiltune.tracking import EXPERIMENT_TAG, experiment_id, import_mlflow, use_store
+
+SWEEP_TAG, PARENT_TAG = "sweep", "mlflow.parentRunId"
+# Finished and evaluated: `evaluate` is the last to log.
+EVALUATED = "test/accuracy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredRun:
+    """What of a run in MLflow says which it is."""
+
+    run_id: str
+    name: str
+    status: str
+    is_evaluated: bool
+    dvc_experiment: str | None
+    sweep: str | None
+    parent: str | None
+
+
+def find_runs(root: Path, experiment: str) -> list[StoredRun]:
+    """All runs of an MLflow experiment that were not deleted, the oldest first.
+
+    Args:
+        root: the main checkout.
+        experiment: its name.
+    """
+    client = import_mlflow().MlflowClient(use_store(root))
+    number = experiment_id(root, experiment)
+    found, token = [], None
+    while token is None or token:
+        page = client.search_runs([number], order_by=["start_time ASC"], page_token=token)
+        found += list(page)
+        token = page.token or ""
+    return [
+        StoredRun(
+            run_id=run.info.run_id,
+            name=run.info.run_name,
+            status=run.info.status,
+            is_evaluated=EVALUATED in run.data.metrics,
+            dvc_experiment=run.data.tags.get(EXPERIMENT_TAG),
+            sweep=run.data.tags.get(SWEEP_TAG),
+            parent=run.data.tags.get(PARENT_TAG),
+        )
+        for run in found
+    ]
+
+
+def download_files(root: Path, run_id: str, paths: Iterable[str], folder: Path) -> None:
+    """Copy artifacts of a run into one folder, by their last names.
+
+    Raises:
+        InputError: the run, or one of them, is not there.
+    """
+    mlflow = import_mlflow()
+    client = mlflow.MlflowClient(use_store(root))
+    try:
+        client.get_run(run_id)
+    except mlflow.exceptions.MlflowException as error:
+        raise InputError(f"MLflow run {run_id}: {error.message}") from None
+    for path in paths:
+        try:
+            local = client.download_artifacts(run_id, path, str(folder))
+        except (mlflow.exceptions.MlflowException, OSError):
+            raise InputError(
+                f"MLflow run {run_id}: has no {path}; it was not evaluated, or by an older version"
+            ) from None
+        Path(local).rename(folder / Path(path).name)
+
+
+def parent_of_sweep(
+    root: Path, experiment: str, sweep: str, tags: Mapping[str, str], description: str
+) -> str:
+    """The id of the run that stands above a sweep's runs; made if it is not there."""
+    for run in find_runs(root, experiment):
+        if run.sweep == sweep and run.parent is None and run.dvc_experiment is None:
+            return run.run_id
+    client = import_mlflow().MlflowClient(use_store(root))
+    made = client.create_run(
+        experiment_id(root, experiment),
+        run_name=sweep,
+        tags={**tags, SWEEP_TAG: sweep, "mlflow.note.content": description},
+    )
+    return str(made.info.run_id)
+
+
+def adopt(root: Path, run_id: str, parent: str, sweep: str) -> None:
+    """Put a run below a sweep's."""
+    client = import_mlflow().MlflowClient(use_store(root))
+    client.set_tag(run_id, PARENT_TAG, parent)
+    client.set_tag(run_id, SWEEP_TAG, sweep)
+
+
+def delete(root: Path, run_id: str) -> None:
+    """Delete a run, as the UI does: MLflow can restore it."""
+    import_mlflow().MlflowClient(use_store(root)).delete_run(run_id)
+
+
+def end(root: Path, run_id: str, metrics: Mapping[str, float], files: Iterable[Path]) -> None:
+    """Log a sweep's results to its run, and end it."""
+    client = import_mlflow().MlflowClient(use_store(root))
+    for name, value in metrics.items():
+        client.log_metric(run_id, name, value)
+    for file in files:
+        client.log_artifact(run_id, str(file), "comparison")
+    client.set_terminated(run_id)
