@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup demo ui test test-slow test-imdb test-gpu bench check format clean
+.PHONY: help setup demo ui test test-slow test-imdb test-gpu sweep compare bench check format clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -75,6 +75,12 @@ check: setup  ## lint, format, strict types, tests
 	ruff format --check .
 	mypy
 	pytest -n 2 --dist worksteal
+
+sweep: setup  ## variants x seeds through DVC's queue, and their comparison (ARGS="--optimizers ...")
+	distiltune sweep $(or $(ARGS),--optimizers adam,adamw)
+
+compare: setup  ## which variant is better, of the runs that are there (ARGS="SWEEP --json FILE")
+	distiltune compare $(ARGS)
 
 bench: setup  ## speed and memory beside the lecture's loop and the Trainer (8 minutes of CPU)
 	python -m benchmarks.throughput

@@ -32,7 +32,8 @@ LAYERS = (
     | {"splitting"},
     {"inference"},
     {"training"},
-    {"comparison", "evaluation", "serving"},
+    {"comparison", "evaluation", "serving", "sweeping"},
+    {"cli"},
 )  # fmt: skip
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distiltune import InputError
-from distiltune.tracking import EXPERIMENT_TAG, experiment_id, import_mlflow, use_store
+from distiltune.tracking import EXPERIMENT_TAG, WEIGHTS_TAG, experiment_id, import_mlflow, use_store
 
-SWEEP_TAG, PARENT_TAG = "sweep", "mlflow.parentRunId"
+SWEEP_TAG, KIND_TAG, PARENT_TAG = "sweep", "kind", "mlflow.parentRunId"
 # Finished and evaluated: `evaluate` is the last to log.
 EVALUATED = "test/accuracy"
 
@@ -18,10 +18,12 @@ class StoredRun:
 
     run_id: str
     name: str
-    status: str
+    is_finished: bool
     is_evaluated: bool
+    weights_sha256: str | None
     dvc_experiment: str | None
     sweep: str | None
+    kind: str | None  # of a sweep: "sweep" itself, or below it "trial" or "search"
     parent: str | None
 
 
@@ -43,10 +45,12 @@ def find_runs(root: Path, experiment: str) -> list[StoredRun]:
         StoredRun(
             run_id=run.info.run_id,
             name=run.info.run_name,
-            status=run.info.status,
+            is_finished=run.info.status == "FINISHED",
             is_evaluated=EVALUATED in run.data.metrics,
+            weights_sha256=run.data.tags.get(WEIGHTS_TAG),
             dvc_experiment=run.data.tags.get(EXPERIMENT_TAG),
             sweep=run.data.tags.get(SWEEP_TAG),
+            kind=run.data.tags.get(KIND_TAG),
             parent=run.data.tags.get(PARENT_TAG),
         )
         for run in found
@@ -75,27 +79,26 @@ def download_files(root: Path, run_id: str, paths: Iterable[str], folder: Path) 
         Path(local).rename(folder / Path(path).name)
 
 
-def parent_of_sweep(
-    root: Path, experiment: str, sweep: str, tags: Mapping[str, str], description: str
-) -> str:
+def parent_of_sweep(root: Path, experiment: str, sweep: str, description: str) -> str:
     """The id of the run that stands above a sweep's runs; made if it is not there."""
     for run in find_runs(root, experiment):
-        if run.sweep == sweep and run.parent is None and run.dvc_experiment is None:
+        if run.sweep == sweep and run.kind == "sweep":
             return run.run_id
     client = import_mlflow().MlflowClient(use_store(root))
     made = client.create_run(
         experiment_id(root, experiment),
         run_name=sweep,
-        tags={**tags, SWEEP_TAG: sweep, "mlflow.note.content": description},
+        tags={KIND_TAG: "sweep", SWEEP_TAG: sweep, "mlflow.note.content": description},
     )
     return str(made.info.run_id)
 
 
-def adopt(root: Path, run_id: str, parent: str, sweep: str) -> None:
+def adopt(root: Path, run_id: str, parent: str, sweep: str, kind: str) -> None:
     """Put a run below a sweep's."""
     client = import_mlflow().MlflowClient(use_store(root))
     client.set_tag(run_id, PARENT_TAG, parent)
     client.set_tag(run_id, SWEEP_TAG, sweep)
+    client.set_tag(run_id, KIND_TAG, kind)
 
 
 def delete(root: Path, run_id: str) -> None:

@@ -1,6 +1,7 @@
 """Runs grouped by variant, checked for what they must share, summarized and compared."""
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import numpy as np
 
 from distiltune import InputError
 from distiltune.comparison.pairs import Pair, compare_pairs
-from distiltune.comparison.runs import Run
+from distiltune.comparison.runs import Run, TriedRate
 from distiltune.comparison.statistics import mean_with_deviation
 
 DIGEST_LENGTH = 12
@@ -55,15 +56,23 @@ class Comparison:
     num_reviews: int
     differences: tuple[str, ...]
     notes: tuple[str, ...]
+    tried_rates: tuple[TriedRate, ...] = ()  # from which the variants' rates were chosen
 
 
-def compare(runs: Sequence[Run], *, target: float | None = None, force: bool = False) -> Comparison:
+def compare(
+    runs: Sequence[Run],
+    *,
+    target: float | None = None,
+    force: bool = False,
+    tried_rates: Sequence[TriedRate] = (),
+) -> Comparison:
     """Group runs by variant and compare these with each other.
 
     Args:
         runs: in the order of time; of two with the same variant and seed the later counts.
         target: validation accuracy to reach; by default the highest that all runs reach.
         force: compare what is not comparable too, and say so in the result.
+        tried_rates: the search for the variants' learning rates, for the report.
 
     Raises:
         InputError: there are fewer than two variants, or the runs differ in more than the
@@ -102,6 +111,7 @@ def compare(runs: Sequence[Run], *, target: float | None = None, force: bool = F
         num_reviews=len(every[0].right),
         differences=differences,
         notes=tuple(notes),
+        tried_rates=tuple(tried_rates),
     )
 
 
@@ -148,10 +158,16 @@ def _differences(grouped: Mapping[str, tuple[Run, ...]]) -> Iterable[str]:
             by_value.setdefault(run.conditions.get(name, "not set"), []).append(label)
         if len(by_value) > 1:
             parts = [
-                f"{value.strip(chr(34))[:DIGEST_LENGTH]} ({_few(labels)})"
+                f"{_short(value)} ({_few(labels)})"
                 for value, labels in sorted(by_value.items(), key=lambda item: -len(item[1]))
             ]
             yield f"{name}: {', '.join(parts)}"
+
+
+def _short(value: str) -> str:
+    """Digests cut, names whole: those of two models may begin alike."""
+    text = value.strip('"')
+    return text[:DIGEST_LENGTH] if re.fullmatch("[0-9a-f]{40,}", text) else text
 
 
 def _few(labels: list[str]) -> str:

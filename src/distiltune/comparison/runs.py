@@ -73,9 +73,10 @@ def read_run(folder: Path, source: str) -> Run:
         "validation data": facts["validation_digest"],
         "test split": test_split.hexdigest(),
         "training code": facts["code_digest"],
+        "hardware": facts["tags"]["device"],
         "torch": facts["tags"]["torch"],
         "transformers": facts["tags"]["transformers"],
-        **{n: v for n, v in params.items() if not is_variant(n) and n not in FREE_PARAMS},
+        **{n: v for n, v in params.items() if n not in FREE_PARAMS and not is_variant(n)},
     }
     return Run(
         source=source,
@@ -123,26 +124,70 @@ def runs_of_experiments(root: Path, names: Iterable[str]) -> list[Run]:
     Raises:
         InputError: there is no such experiment, or the cache lacks one of its files.
     """
+    runs = []
+    for name in names:
+        with tempfile.TemporaryDirectory() as temporary:
+            _get_files(root, name, FILES, Path(temporary))
+            runs.append(read_run(Path(temporary), f"experiment {name}"))
+    return runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class TriedRate:
+    """A run that was made to choose a learning rate, on validation alone."""
+
+    optimizer: str
+    row_rate: float  # as in the params
+    learning_rate: float  # after the model's multiplier
+    validation_accuracy: float
+    validation_loss: float
+    weights_sha256: str
+
+
+def tried_rate(root: Path, name: str) -> TriedRate:
+    """Read an experiment that ended with its training.
+
+    Raises:
+        InputError: there is no such experiment, or the cache lacks its files.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        _get_files(root, name, [RUN_FILE, SUMMARY_FILE], folder)
+        params = read_json(folder / RUN_FILE)["params"]
+        summary = read_json(folder / SUMMARY_FILE)
+    return TriedRate(
+        optimizer=params["optimizer"],
+        row_rate=params["optimizer.learning_rate"],
+        learning_rate=params["learning_rate"],
+        validation_accuracy=summary["validation_accuracy"],
+        validation_loss=summary["validation_loss"],
+        weights_sha256=summary["weights_sha256"],
+    )
+
+
+def best_rates(tried: Iterable[TriedRate]) -> dict[str, TriedRate]:
+    """By optimizer, the rate of the highest validation accuracy; of equals the lower loss."""
+    best: dict[str, TriedRate] = {}
+    for rate in sorted(tried, key=lambda t: (-t.validation_accuracy, t.validation_loss)):
+        best.setdefault(rate.optimizer, rate)
+    return best
+
+
+def _get_files(root: Path, name: str, wanted: Iterable[str], folder: Path) -> None:
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
     from dvc.scm import RevError
     from scmrepo.exceptions import SCMError
 
-    runs = []
-    for name in names:
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary)
-            try:
-                files = DVCFileSystem(repo=str(root), rev=name)
-                for target, (path, _) in FILES.items():
-                    files.get_file(path, str(folder / target))
-            except (RevError, SCMError):
-                raise InputError(
-                    f"{name!r} is no experiment, branch, tag or commit; `dvc exp list` names them"
-                ) from None
-            except (FileNotFoundError, DvcException) as error:
-                raise InputError(
-                    f"experiment {name}: {error}; `dvc exp pull` or running it again brings it"
-                ) from None
-            runs.append(read_run(folder, f"experiment {name}"))
-    return runs
+    try:
+        files = DVCFileSystem(repo=str(root), rev=name)
+        for target in wanted:
+            files.get_file(FILES[target][0], str(folder / target))
+    except (RevError, SCMError):
+        raise InputError(
+            f"{name!r} is no experiment, branch, tag or commit; `dvc exp list` names them"
+        ) from None
+    except (FileNotFoundError, DvcException) as error:
+        raise InputError(
+            f"experiment {name}: {error}; `dvc exp pull` or running it again brings it"
+        ) from None

@@ -114,11 +114,12 @@ def run_training(
         with new_folder(model) as folder:
             save_model(network, tokenizer, folder)
             write_json(folder / RUN_FILE, facts)
+        digest = sha256_of(model / WEIGHTS_FILE)
         with new_folder(history) as folder:
             records.write(folder)
-            write_json(folder / SUMMARY_FILE, summary)
+            write_json(folder / SUMMARY_FILE, {WEIGHTS_TAG: digest, **summary})
         # Only now can `evaluate` find the run: it looks for the weights.
-        tracked.set_tags({WEIGHTS_TAG: sha256_of(model / WEIGHTS_FILE)})
+        tracked.set_tags({WEIGHTS_TAG: digest})
         tracked.log_metrics({f"final/{name}": value for name, value in summary.items()})
         if config.tracking.log_model:
             tracked.log_model(model, train.info.label_names)

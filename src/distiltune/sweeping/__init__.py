@@ -1,0 +1,1 @@
+"""Many trainings through DVC's queue: what is missing runs, whatever happened before."""

@@ -1,0 +1,275 @@
+"""`distiltune sweep` and `compare` through DVC's queue, also when all of it is killed."""
+
+import contextlib
+import json
+import re
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import pytest
+
+from distiltune import InputError, cli
+from distiltune.sweeping.plan import Planner
+from tests.conftest import Project, environment
+from tests.test_pipeline import runs_of, wait_for_queue
+
+
+def experiments(project: Project) -> list[str]:
+    return sorted(
+        ref.split("/", 4)[4]
+        for ref in project.git("for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
+        if "sweep-" in ref or "plain-" in ref
+    )
+
+
+def children(project: Project) -> tuple[Any, list[Any]]:
+    """The sweep's run, and those below it."""
+    every = runs_of(project)
+    (parent,) = (run for run in every if run.data.tags.get("kind") == "sweep")
+    below = [run for run in every if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(below) + 1 == len(every)
+    return parent, below
+
+
+def test_a_sweep_runs_what_is_missing_and_compares(project: Project) -> None:
+    project.change_params({"tracking.log_model": False})
+    project.commit()
+    command = ("distiltune", "sweep", "--optimizers", "adam,lion", "--seeds", "2", "--jobs", "2")
+    first = project.run(*command, "--json", "figures.json").stdout
+    assert "4 experiments, 0 of them done already" in first
+    names = experiments(project)
+    assert len(names) == 4
+    parent, below = children(project)
+    found = {(run.data.params["optimizer"], run.data.params["seed"]) for run in below}
+    assert found == {("adam", "1"), ("adam", "2"), ("lion", "1"), ("lion", "2")}
+    assert parent.info.status == "FINISHED"
+    figures = json.loads((project.root / "figures.json").read_text())
+    assert {variant["name"]: variant["num_seeds"] for variant in figures["variants"]} == {
+        "adam": 2, "lion": 2
+    }  # fmt: skip
+    for variant in figures["variants"]:
+        accuracies = [
+            run.data.metrics["test/accuracy"]
+            for run in below
+            if run.data.params["optimizer"] == variant["name"]
+        ]
+        assert variant["mean"] == pytest.approx(sum(accuracies) / 2)
+        assert parent.data.metrics[f"accuracy/{variant['name']}"] == variant["mean"]
+    (pair,) = figures["pairs"]
+    assert pair["sentence"] in first
+    sweep = parent.info.run_name
+    assert (project.root / "reports" / sweep / "report.html").stat().st_size > 50_000
+    client = mlflow.MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}")
+    logged = {file.path for file in client.list_artifacts(parent.info.run_id, "comparison")}
+    assert {"comparison/report.html", "comparison/comparison.json"} <= logged
+
+    # The workspace is as it was, and once more there is nothing to do.
+    assert project.git("status", "--porcelain", "--untracked-files=no") == ""
+    again = project.run(*command).stdout
+    assert "4 experiments, 4 of them done already" in again
+    assert experiments(project) == names and len(children(project)[1]) == 4
+
+    # From MLflow, from DVC and through the plain queue the figures are the same.
+    project.run("distiltune", "compare", sweep, "--json", "again.json")
+    project.dvc("exp", "run", "--queue", "-n", "plain-lion-2", "-S", "optimizer=lion",
+                "-S", "seed=2")  # fmt: skip
+    project.dvc("queue", "start")
+    wait_for_queue(project, 5)
+    plain = [name for name in names if "lion-2" not in name] + ["plain-lion-2"]
+    chosen = ("--experiments", ",".join(plain))
+    project.run("distiltune", "compare", *chosen, "--json", "plain.json")
+    for file in ("again.json", "plain.json"):
+        same = json.loads((project.root / file).read_text())
+        assert same["pairs"] == figures["pairs"]
+        assert [v["mean"] for v in same["variants"]] == [v["mean"] for v in figures["variants"]]
+
+
+def num_runs_begun(project: Project) -> int:
+    """Read past MLflow, which would make the store that the experiments are to make."""
+    store = project.root / "mlflow.db"
+    if not store.exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True)) as connection:
+        try:
+            return int(connection.execute("select count(*) from runs").fetchone()[0])
+        except sqlite3.OperationalError:
+            return 0  # no table yet
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_goes_on_and_counts_nothing_twice(project: Project) -> None:
+    project.change_params({"tracking.log_model": False, "train.epochs": 30})
+    project.commit()
+    command = ["distiltune", "sweep", "--optimizers", "adam,sgd", "--seeds", "2", "--jobs", "2"]
+    sweep = subprocess.Popen(
+        command, cwd=project.root, env=environment({}), stdout=subprocess.DEVNULL
+    )
+
+    def processes(word: str) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if word in " ".join(process.cmdline()) and Path(process.cwd()).is_relative_to(
+                    project.root
+                ):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    deadline = time.monotonic() + 300
+    while num_runs_begun(project) < 2:
+        assert time.monotonic() < deadline and sweep.poll() is None
+        time.sleep(0.5)
+    # As when the machine goes, but for one training, which its worker's end does not stop.
+    sweep.kill()
+    for word in ("queue-worker", "exec-run"):
+        for process in processes(word):
+            process.kill()
+    assert experiments(project) == []
+    output = project.run(*command).stdout
+    assert "its process is gone; it runs again" in output
+    assert len(experiments(project)) == 4
+    _, below = children(project)
+    assert len({run.data.tags["dvc_experiment"] for run in below}) == len(below) == 4
+    assert all(run.info.status == "FINISHED" for run in below)
+    assert not processes("stages.train")
+
+
+@pytest.mark.slow
+def test_a_variant_that_fails_is_named_and_the_others_are_compared(project: Project) -> None:
+    project.change_params({"tracking.log_model": False, "optimizers.sgd.warmup_share": None,
+                           "optimizers.sgd.warmup_steps": 400})  # fmt: skip
+    project.commit()
+    result = project.run("distiltune", "sweep", "--optimizers", "sgd,adam,lion", "--seeds", "7,",
+                         "--jobs", "2", check=False)  # fmt: skip
+    assert result.returncode == 1
+    assert "failed 2 times: sweep-" in result.stdout
+    assert "optimizers.sgd.warmup_steps: 400 is longer than the training" in result.stdout
+    assert "error: 1 of 3 experiments failed" in result.stderr
+    assert "Not tested: " in result.stdout and len(experiments(project)) == 2
+
+
+@pytest.fixture
+def plan(project: Project) -> Callable[..., dict[tuple[str, int], str]]:
+    def make(**changes: Any) -> dict[tuple[str, int], str]:
+        sweep = Planner(project.root, ["adam", "lion"], [1, 2], **changes).sweep()
+        return {(trial.optimizer, trial.seed): trial.name for trial in sweep.trials}
+
+    return make
+
+
+def test_the_same_settings_are_the_same_experiments(
+    project: Project, plan: Callable[..., dict[tuple[str, int], str]]
+) -> None:
+    first = plan()
+    assert len(set(first.values())) == 4 and plan() == first
+    # The switches that a sweep sets, and rows that it does not use, change nothing.
+    project.change_params({"optimizer": "muon", "seed": 9, "optimizers.muon.learning_rate": 1e-4})
+    assert plan() == first
+    project.change_params({"optimizers.lion.learning_rate": 1e-4})
+    changed = plan()
+    assert [key for key in first if first[key] != changed[key]] == [("lion", 1), ("lion", 2)]
+    assert not set(plan(overrides=["train.epochs=1"]).values()) & set(changed.values())
+    code = project.root / "src/distiltune/batching.py"
+    code.write_text(code.read_text() + "\n")
+    assert not set(plan().values()) & set(changed.values())
+
+
+def test_each_variant_gets_the_same_number_of_rates(project: Project) -> None:
+    planner = Planner(project.root, ["adam", "lion"], [0, 2], num_rates=5, span=4.0)
+    trials = planner.search().trials
+    for name, center in (("adam", 5e-5), ("lion", 2e-5)):
+        rates = [trial.learning_rate for trial in trials if trial.optimizer == name]
+        expected = [center * factor for factor in (0.25, 0.5, 1, 2, 4)]
+        assert rates == pytest.approx(expected, rel=0.01)
+    # Judged by a seed that is none of the sweep's, and not on the test split.
+    assert {trial.seed for trial in trials} == {1}
+    assert {trial.targets for trial in trials} == {("train",)}
+    chosen = planner.sweep({"lion": 1e-4}).trials
+    assert "optimizers.lion.learning_rate=0.0001" in chosen[1].overrides
+    assert planner.name != Planner(project.root, ["adam", "lion"], [0, 2]).name
+
+
+@pytest.mark.slow
+def test_rates_are_searched_on_validation_and_then_frozen(project: Project) -> None:
+    project.change_params({"tracking.log_model": False, "train.epochs": 4})
+    project.commit()
+    command = ("distiltune", "sweep", "--optimizers", "adam,sgd", "--seeds", "2", "--jobs", "2",
+               "--search-rates", "3", "--span", "10", "--json", "figures.json")  # fmt: skip
+    output = project.run(*command).stdout
+    assert "searching rates: 6 experiments, 0 of them done already" in output
+    chosen = dict(re.findall(r"^(\w+): learning rate (\S+) of 3 from", output, re.MULTILINE))
+    _, below = children(project)
+    searched = [run for run in below if run.data.tags["kind"] == "search"]
+    assert len(searched) == 6 and len(below) == 10
+    for run in below:
+        if run in searched:
+            assert run.data.params["seed"] == "0" and "test/accuracy" not in run.data.metrics
+        else:
+            name = run.data.params["optimizer"]
+            assert float(run.data.params["optimizer.learning_rate"]) == float(chosen[name])
+    for name, rate in chosen.items():
+        tried = [run for run in searched if run.data.params["optimizer"] == name]
+        best = max(tried, key=lambda run: run.data.metrics["final/validation_accuracy"])
+        by_rate = {float(run.data.params["optimizer.learning_rate"]): run for run in tried}
+        key = "final/validation_accuracy"
+        assert by_rate[float(rate)].data.metrics[key] == best.data.metrics[key]
+    assert "6 of them done already" in project.run(*command).stdout
+
+
+@pytest.mark.parametrize(
+    ("optimizers", "seeds", "overrides", "words"),
+    [
+        (["adam", "lyon"], [1], [], "'lyon' is no row of optimizers (adam, adamw"),
+        (["adam", "adam"], [1], [], "--optimizers: adam, adam: one is named twice"),
+        (["adam"], [1, 1], [], "--seeds: 1, 1: one is named twice"),
+        (["adam"], [1], ["seed=3"], "-S seed=3: the sweep sets this itself"),
+    ],
+)
+def test_a_sweep_that_cannot_be_meant_is_refused(
+    project: Project, optimizers: list[str], seeds: list[int], overrides: list[str], words: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        Planner(project.root, optimizers, seeds, overrides)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("sweep --optimizers adam,,lion", "'adam,,lion': names with commas"),
+        ("sweep --optimizers adam --seeds none", "'none': how many seeds"),
+        ("sweep --optimizers adam --jobs 0", "'0': a whole number from 1"),
+        ("sweep --optimizers adam --name a/b", "'a/b': letters, digits"),
+        ("sweep --optimizers adam --span 1", "'1': a factor above 1"),
+        ("compare --target 90", "'90': a number above 0, up to 1"),
+        ("compare --runs a --experiments b", "not allowed with argument"),
+    ],
+)
+def test_a_bad_option_is_named(
+    arguments: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.parser().parse_args(arguments.split())
+    assert stopped.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_what_is_not_there_is_named(prepared: Project) -> None:
+    for arguments, words in (
+        (["gone"], "there is no sweep 'gone' in MLflow (nor any other)"),
+        (["--runs", "0" * 32], f"MLflow run {'0' * 32}: "),
+        (["--experiments", "gone"], "'gone' is no experiment"),
+        ([], "a comparison needs two variants or more, and there are no runs"),
+    ):
+        result = prepared.run(sys.executable, "-m", "distiltune.cli", "compare", *arguments,
+                              check=False)  # fmt: skip
+        assert result.returncode == 1 and words in result.stderr, result.stderr
+        assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
