@@ -44,6 +44,8 @@ def test_a_sweep_runs_what_is_missing_and_compares(project: Project) -> None:
     command = ("distiltune", "sweep", "--optimizers", "adam,lion", "--seeds", "2", "--jobs", "2")
     first = project.run(*command, "--json", "figures.json").stdout
     assert "4 experiments, 0 of them done already" in first
+    # It looks on while the workers work, and does not only wait for them to end.
+    assert re.search(r"^[0-3] of 4 done, 2 running", first, re.MULTILINE), first
     names = experiments(project)
     assert len(names) == 4
     parent, below = children(project)

@@ -83,6 +83,7 @@ def _add_output_options(command: argparse.ArgumentParser) -> None:
 def run_sweep(arguments: argparse.Namespace) -> None:
     """`distiltune sweep`."""
     from distiltune import store
+    from distiltune.comparison.report import report_folder
     from distiltune.comparison.runs import best_rates, runs_of_experiments
     from distiltune.sweeping.plan import Planner
     from distiltune.sweeping.sweep import SweepRunner
@@ -92,6 +93,8 @@ def run_sweep(arguments: argparse.Namespace) -> None:
         root, arguments.optimizers, arguments.seeds, arguments.set_param,
         num_rates=arguments.search_rates, span=arguments.span, name=arguments.name,
     )  # fmt: skip
+    # Now, and not after hours.
+    report_folder(arguments.output or root / REPORTS / planner.name)
     experiment = load_params(root / "params.yaml").tracking.experiment
     try:
         tried = _search_rates(root, planner, experiment, arguments.jobs)

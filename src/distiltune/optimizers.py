@@ -253,7 +253,10 @@ def build_schedule(
             optimizer,
             max_lr=[group["lr"] for group in optimizer.param_groups],
             total_steps=num_steps + 1,  # it is stepped once more than it is used
-            pct_start=num_warmup_steps / (num_steps + 1) or ONE_CYCLE_WARMUP_SHARE,
+            # Its first phase ends one step before, and may not be empty.
+            pct_start=(max(2, num_warmup_steps) / (num_steps + 1))
+            if num_warmup_steps
+            else ONE_CYCLE_WARMUP_SHARE,
             cycle_momentum=False,
         )
     name = "constant_with_warmup" if row.schedule == "constant" else row.schedule

@@ -69,6 +69,23 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     return plain
 
 
+def report_folder(folder: Path) -> Path:
+    """The folder, if a report may take its place.
+
+    Raises:
+        InputError: it is there and holds something else, which would be lost.
+    """
+    # Without links and dots: a folder cannot be replaced by such a name.
+    folder = folder.resolve()
+    if folder.exists() and not (folder / REPORT_FILE).is_file():
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise InputError(
+                f"{folder}: is there and is not a report (no {REPORT_FILE} in it), "
+                "and would be replaced; name another folder"
+            )
+    return folder
+
+
 def write_report(comparison: Comparison, folder: Path, title: str) -> list[Path]:
     """Write the comparison as JSON, CSV, PNG and one self-contained page.
 
@@ -81,16 +98,9 @@ def write_report(comparison: Comparison, folder: Path, title: str) -> list[Path]
         The files, the page first.
 
     Raises:
-        InputError: `folder` is there and holds something else, which would be lost.
+        InputError: as `report_folder`.
     """
-    # Without links and dots: a folder cannot be replaced by such a name.
-    folder = folder.resolve()
-    if folder.exists() and not (folder / REPORT_FILE).is_file():
-        if not folder.is_dir() or any(folder.iterdir()):
-            raise InputError(
-                f"{folder}: is there and is not a report (no {REPORT_FILE} in it), "
-                "and would be replaced; name another folder"
-            )
+    folder = report_folder(folder)
     content = to_json(comparison)
     with new_folder(folder) as partial:
         write_json(partial / REPORT_FILE, content)

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,15 +106,19 @@ class Queue:
         Raises:
             InputError: it failed, with what it said.
         """
-        result = subprocess.run(  # noqa: S603 (no shell; params are DVC's to check)
-            ["dvc", *arguments],  # noqa: S607 (the environment's dvc)
-            cwd=self.root, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if check and result.returncode:
-            errors = [line for line in result.stderr.splitlines() if line.strip()]
-            said = " ".join(line.removeprefix("ERROR: ") for line in errors[-3:])
-            raise InputError(f"dvc {' '.join(arguments[:2])}: {said}")
-        return result.stdout
+        # Files, for the workers that it may start would keep a pipe open as long as they live.
+        with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+            result = subprocess.run(  # noqa: S603 (no shell; params are DVC's to check)
+                ["dvc", *arguments],  # noqa: S607 (the environment's dvc)
+                cwd=self.root, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, check=False,
+            )  # fmt: skip
+            output.seek(0)
+            errors.seek(0)
+            if check and result.returncode:
+                lines = [line.strip() for line in errors if line.strip()]
+                said = " ".join(line.removeprefix("ERROR: ") for line in lines[-3:])
+                raise InputError(f"dvc {' '.join(arguments[:2])}: {said}")
+            return output.read()
 
     def _git(self, *arguments: str) -> str:
         return subprocess.run(  # noqa: S603 (no shell; constant arguments)

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from distiltune.config import OptimizerRow
 
@@ -17,6 +16,8 @@ class EvaluatedWeights:
     `swa_start_share` the mean of those after a share of them (Izmailov et al. 2018). A
     schedule-free optimizer goes to its average and back by itself (Defazio et al. 2024).
     Without any of these the weights are what they are.
+
+    torch.optim.swa_utils does the same and waits for the device in each step.
     """
 
     def __init__(
@@ -30,51 +31,55 @@ class EvaluatedWeights:
             optimizer: of the row.
             num_steps: of the whole training.
         """
-        self.model = model
+        self.parameters: list[torch.Tensor] = list(model.parameters())
         self.row = row
         self.optimizer = optimizer
         self.first_step = 1
         if row.swa_start_share is not None:
             self.first_step = int(row.swa_start_share * num_steps) + 1
-        self.averaged: AveragedModel | None = None
+        self.averages: list[torch.Tensor] = []
+        self.num_averaged = 0
         self._set_mode("train")
 
+    @torch.no_grad()
     def update(self, step: int) -> None:
         """Take the weights after a step into the average."""
-        if self.row.ema_decay is None and self.row.swa_start_share is None:
+        decay = self.row.ema_decay
+        if (decay is None and self.row.swa_start_share is None) or step < self.first_step:
             return
-        if step < self.first_step:
+        self.num_averaged += 1
+        if not self.averages:
+            self.averages = [parameter.clone() for parameter in self.parameters]
             return
-        if self.averaged is None:
-            decay = self.row.ema_decay
-            self.averaged = AveragedModel(
-                self.model, multi_avg_fn=None if decay is None else get_ema_multi_avg_fn(decay)
-            )
-        self.averaged.update_parameters(self.model)
+        weight = 1 / self.num_averaged if decay is None else 1 - decay
+        torch._foreach_lerp_(self.averages, self.parameters, weight)
+
+    @property
+    def num_bytes(self) -> int:
+        """What the average takes beside the weights."""
+        return sum(average.numel() * average.element_size() for average in self.averages)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model has the weights to evaluate meanwhile."""
-        trained = [parameter.detach().clone() for parameter in self._changed()]
+        # An optimizer that has an average of its own goes back by itself.
+        trained = [p.detach().clone() for p in self.parameters] if self.averages else []
         self.apply()
         try:
             yield
         finally:
             self._set_mode("train")
-            for parameter, weights in zip(self._changed(), trained, strict=True):
-                parameter.detach().copy_(weights)
+            self._copy(trained)
 
     def apply(self) -> None:
         """Leave the model with the weights to evaluate, for good."""
         self._set_mode("eval")
-        if self.averaged is not None:
-            averages = self.averaged.module.parameters()
-            for parameter, average in zip(self.model.parameters(), averages, strict=True):
-                parameter.detach().copy_(average)
+        self._copy(self.averages)
 
-    def _changed(self) -> list[nn.Parameter]:
-        """What `apply` changes; an optimizer that can, goes back itself."""
-        return [] if self.averaged is None else list(self.model.parameters())
+    @torch.no_grad()
+    def _copy(self, weights: list[torch.Tensor]) -> None:
+        if weights:
+            torch._foreach_copy_(self.parameters, weights)
 
     def _set_mode(self, name: str) -> None:
         switch = getattr(self.optimizer, name, None)

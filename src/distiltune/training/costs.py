@@ -1,6 +1,7 @@
 """What a training costs beside its result: the optimizer's time and memory, energy."""
 
 import resource
+import statistics
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,31 +10,33 @@ import torch
 
 
 class OptimizerClock:
-    """Seconds of single optimizer steps, without waiting for the device in between.
+    """Seconds of optimizer steps, without waiting for the device in between.
 
-    On CUDA it is the time between two events on the stream (kernels, and what they wait
-    for), which is read when the device has passed the second one.
+    Every step counts, because some do more than others (SOAP renews its basis at each
+    tenth). On CUDA it is the time between two events on the stream (kernels, and what they
+    wait for), which is read when the device has passed the second one.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.on_cuda = device.type == "cuda"
-        self._marks: list[Any] = []
+        self._started: Any = None
+        self._steps: list[tuple[Any, Any]] = []
 
     def start(self) -> None:
-        self._marks = [self._mark()]
+        self._started = self._mark()
 
     def stop(self) -> None:
-        self._marks.append(self._mark())
+        self._steps.append((self._started, self._mark()))
 
-    def seconds(self) -> float | None:
-        """Of the last step that was timed; waits for it."""
-        if len(self._marks) < 2:
+    def mean_seconds(self) -> float | None:
+        """Of a step since the call before; waits for the last one."""
+        steps, self._steps = self._steps, []
+        if not steps:
             return None
-        first, last = self._marks
         if not self.on_cuda:
-            return float(last - first)
-        last.synchronize()
-        return float(first.elapsed_time(last)) / 1e3
+            return float(statistics.mean(last - first for first, last in steps))
+        steps[-1][1].synchronize()
+        return float(statistics.mean(first.elapsed_time(last) for first, last in steps)) / 1e3
 
     def _mark(self) -> Any:
         if not self.on_cuda:
@@ -89,12 +92,26 @@ class EnergyMeter:
                 self._started = pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
             except pynvml.NVMLError:
                 self._handle = None  # older than Volta, or a part of a GPU: it does not say
+            self._was_shared = self._handle is not None and self._is_shared()
 
     def joules(self) -> float | None:
-        """So far, of the whole GPU; `None` where the device does not tell."""
-        if self._handle is None:
+        """So far, validations included.
+
+        `None` where the device does not tell, or worked for another process too: it counts
+        for all together.
+        """
+        if self._handle is None or self._was_shared or self._is_shared():
             return None
         import pynvml
 
         now = pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
         return float(now - self._started) / 1e3
+
+    def _is_shared(self) -> bool:
+        import pynvml
+
+        try:
+            processes = pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        except pynvml.NVMLError:
+            return False
+        return len(processes) > 1

@@ -19,9 +19,9 @@ STEPS_FILE, EPOCHS_FILE = "steps.csv", "epochs.csv"
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """The steps since the record before: mean loss and speed.
+    """The steps since the record before: mean loss, speed, seconds of an optimizer step.
 
-    Rate, norm and the optimizer's seconds are those of the last.
+    Rate and norm are those of the last.
     """
 
     step: int
@@ -82,8 +82,9 @@ class History:
     def summary(self) -> dict[str, Any]:
         """The metrics of the train stage."""
         kept = self.epochs[self.kept_epoch - 1]
-        # The first steps of an optimizer make its state.
         timed = [r.optimizer_seconds for r in self.steps if r.optimizer_seconds is not None]
+        # The first steps make the optimizer's state; where there is more, they do not count.
+        timed = timed[1:] or timed
         return {
             "train_loss": kept.train_loss,
             "train_accuracy": kept.train_accuracy,
@@ -94,7 +95,7 @@ class History:
             "num_steps": self.epochs[-1].step,
             "train_seconds": sum(record.train_seconds for record in self.epochs),
             "validation_seconds": sum(record.validation_seconds for record in self.epochs),
-            "optimizer_seconds_per_step": statistics.median(timed) if timed else None,
+            "optimizer_seconds_per_step": statistics.mean(timed) if timed else None,
             "optimizer_state_bytes": self.optimizer_state_bytes,
             "energy_joules": self.energy_joules,
         }

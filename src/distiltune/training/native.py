@@ -62,7 +62,8 @@ def train_native(
     if loop.best_weights is not None:
         model.load_state_dict(loop.best_weights)
     history = loop.recorder.history
-    history.optimizer_state_bytes = optimizer_state_bytes(loop.optimizer)
+    averages = loop.weights.num_bytes
+    history.optimizer_state_bytes = optimizer_state_bytes(loop.optimizer) + averages
     history.energy_joules = energy.joules()
     return history
 
@@ -164,18 +165,16 @@ class _Loop:
                 torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), clip, norm)
         learning_rate = max(map(float, self.schedule.get_last_lr()))
         scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
-        if is_logged:
-            self.clock.start()
+        self.clock.start()
         self.scaler.step(self.optimizer)
-        if is_logged:
-            self.clock.stop()
+        self.step += 1
+        self.weights.update(self.step)
+        self.clock.stop()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         # A step whose fp16 gradients overflowed was left out; its rate is used again.
         if not self.scaler.is_enabled() or self.scaler.get_scale() >= scale:
             self.schedule.step()
-        self.step += 1
-        self.weights.update(self.step)
         self.recorder.on_update(self.step)
         if is_logged:
             record = self.window.close(
@@ -183,7 +182,7 @@ class _Loop:
                 epoch=epoch,
                 learning_rate=learning_rate,
                 norm=norm,
-                optimizer_seconds=self.clock.seconds,
+                optimizer_seconds=self.clock.mean_seconds,
             )
             if not math.isfinite(record.loss):
                 raise InputError(

@@ -1,5 +1,6 @@
 """One execution of the train stage: data in, model and records out, a run in MLflow."""
 
+import time
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def run_training(
     tracked = TrackedRun(root, config.tracking.experiment)
     tracked.start(facts, system_metrics=config.tracking.system_metrics)
     reporters: list[Reporter] = [ConsoleReporter(num_steps, config.epochs), tracked]
-    status = "FAILED"
+    status, started = "FAILED", time.time()
     try:
         records = ENGINES[config.engine](config, network, train, validation, runtime, reporters)
         summary = {
@@ -117,7 +118,8 @@ def run_training(
         digest = sha256_of(model / WEIGHTS_FILE)
         with new_folder(history) as folder:
             records.write(folder)
-            write_json(folder / SUMMARY_FILE, {WEIGHTS_TAG: digest, **summary})
+            when = {"started": started, "ended": time.time()}
+            write_json(folder / SUMMARY_FILE, {WEIGHTS_TAG: digest, **when, **summary})
         # Only now can `evaluate` find the run: it looks for the weights.
         tracked.set_tags({WEIGHTS_TAG: digest})
         tracked.log_metrics({f"final/{name}": value for name, value in summary.items()})

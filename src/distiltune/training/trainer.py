@@ -117,7 +117,7 @@ class _Callback(TrainerCallback):
                 gradient_norm=logs.get("grad_norm"),
                 tokens_per_second=self.collator.num_tokens / seconds,
                 examples_per_second=self.collator.num_examples / seconds,
-                optimizer_seconds=self.clock.seconds(),
+                optimizer_seconds=self.clock.mean_seconds(),
             )
         )
         self.collator.reset()
