@@ -33,6 +33,7 @@ LAYERS = (
     {"inference"},
     {"training"},
     {"comparison", "evaluation", "serving", "sweeping"},
+    {"commands"},
     {"cli"},
 )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Runs put together by variant, and what a comparison of them shows: text, tables, page."""
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from distiltune.comparison.rates import RatePoint, rate_lines
 from distiltune.comparison.report import format_table, to_json, write_report
 from distiltune.comparison.runs import Run, TriedRate
 
+TIMES = itertools.count()  # one run after the other
 NUM_REVIEWS = 240
 NUM_STEPS = 60
 CONDITIONS = {
@@ -71,8 +73,9 @@ def make_run(
         right=answers.astype(np.bool_),
         accuracy=float(answers.mean()),
         loss=1.2 - float(answers.mean()),
-        num_classes=2,
         summary={
+            "started": float(begun := next(TIMES)),
+            "ended": begun + 0.5,
             "kept_epoch": num_epochs,
             "train_seconds": train_seconds,
             "num_tokens": 90_000,
@@ -198,7 +201,7 @@ def test_values_that_begin_alike_can_be_told_apart() -> None:
 
 
 def test_different_numbers_of_reviews_are_refused_even_when_forced() -> None:
-    with pytest.raises(InputError, match="no force mends"):
+    with pytest.raises(InputError, match="sgd with seed 1: predictions for 100 reviews, but"):
         compare([make_run("adam"), make_run("sgd", num_reviews=100)], force=True)
 
 

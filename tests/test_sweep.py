@@ -14,9 +14,11 @@ from typing import Any
 import mlflow
 import psutil
 import pytest
+from filelock import FileLock
 
 from distiltune import InputError, cli
 from distiltune.sweeping.plan import Planner
+from distiltune.sweeping.sweep import SweepRunner
 from tests.conftest import Project, environment
 from tests.test_pipeline import runs_of, wait_for_queue
 
@@ -25,14 +27,14 @@ def experiments(project: Project) -> list[str]:
     return sorted(
         ref.split("/", 4)[4]
         for ref in project.git("for-each-ref", "--format=%(refname)", "refs/exps").splitlines()
-        if "sweep-" in ref or "plain-" in ref
+        if re.search(r"/(adam|lion|sgd|plain)-[^/]*$", ref)
     )
 
 
 def children(project: Project) -> tuple[Any, list[Any]]:
     """The sweep's run, and those below it."""
     every = runs_of(project)
-    (parent,) = (run for run in every if run.data.tags.get("kind") == "sweep")
+    parent = next(run for run in every if run.data.tags.get("kind") == "sweep")
     below = [run for run in every if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(below) + 1 == len(every)
     return parent, below
@@ -77,6 +79,12 @@ def test_a_sweep_runs_what_is_missing_and_compares(project: Project) -> None:
     again = project.run(*command).stdout
     assert "4 experiments, 4 of them done already" in again
     assert experiments(project) == names and len(children(project)[1]) == 4
+
+    # Another sweep takes what is there, and takes nothing away from the first.
+    other = project.run(*command[:2], "--optimizers", "lion,adam", "--seeds", "1,2", "--name",
+                        "other").stdout  # fmt: skip
+    assert "other: 4 experiments, 4 of them done already" in other
+    assert [child.data.tags["sweep"] for child in below] == [sweep] * 4
 
     # From MLflow, from DVC and through the plain queue the figures are the same.
     project.run("distiltune", "compare", sweep, "--json", "again.json")
@@ -153,7 +161,7 @@ def test_a_variant_that_fails_is_named_and_the_others_are_compared(project: Proj
     result = project.run("distiltune", "sweep", "--optimizers", "sgd,adam,lion", "--seeds", "7,",
                          "--jobs", "2", check=False)  # fmt: skip
     assert result.returncode == 1
-    assert "failed 2 times: sweep-" in result.stdout
+    assert "failed: sgd-7-" in result.stdout and "it runs once more" in result.stdout
     assert "optimizers.sgd.warmup_steps: 400 is longer than the training" in result.stdout
     assert "error: 1 of 3 experiments failed" in result.stderr
     assert "Not tested: " in result.stdout and len(experiments(project)) == 2
@@ -189,7 +197,9 @@ def test_each_variant_gets_the_same_number_of_rates(project: Project) -> None:
     planner = Planner(project.root, ["adam", "lion"], [0, 2], num_rates=5, span=4.0)
     trials = planner.search().trials
     for name, center in (("adam", 5e-5), ("lion", 2e-5)):
-        rates = [trial.learning_rate for trial in trials if trial.optimizer == name]
+        key = f"optimizers.{name}.learning_rate="
+        rates = [float(part.removeprefix(key)) for trial in trials for part in trial.overrides
+                 if part.startswith(key)]  # fmt: skip
         expected = [center * factor for factor in (0.25, 0.5, 1, 2, 4)]
         assert rates == pytest.approx(expected, rel=0.01)
     # Judged by a seed that is none of the sweep's, and not on the test split.
@@ -198,6 +208,26 @@ def test_each_variant_gets_the_same_number_of_rates(project: Project) -> None:
     chosen = planner.sweep({"lion": 1e-4}).trials
     assert "optimizers.lion.learning_rate=0.0001" in chosen[1].overrides
     assert planner.name != Planner(project.root, ["adam", "lion"], [0, 2]).name
+    with pytest.raises(InputError, match="1 leaves nothing to choose"):
+        Planner(project.root, ["adam"], [1], num_rates=1)
+    with pytest.raises(InputError, match=r"--span: .* at most 10"):
+        Planner(project.root, ["sgd"], [1], num_rates=3, span=9000.0).search()
+
+
+@pytest.mark.slow
+def test_a_rate_that_diverges_is_the_worst_and_no_failure(project: Project) -> None:
+    project.change_params({"tracking.log_model": False, "optimizers.adam.epsilon": 1e-30,
+                           "models.tiny.training.learning_rate_multiplier": 1e24})  # fmt: skip
+    project.change_params({"optimizers.adam.learning_rate": 1e-18})
+    project.commit()
+    options = ("--optimizers", "adam", "--seeds", "1", "--search-rates", "2", "--span", "1e10")
+    lost = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    result = project.run("distiltune", "sweep", *options, "--jobs", "2", check=False, env=lost)
+    assert "it runs once more" not in result.stdout
+    assert "with 1 more the training diverged" in result.stdout, result.stdout + result.stderr
+    # Nor does MLflow's absence stop anything.
+    assert result.stderr.count("warning: MLflow: ") >= 1 and "Traceback" not in result.stderr
+    assert result.returncode == 0 and len(experiments(project)) == 2
 
 
 @pytest.mark.slow
@@ -227,6 +257,40 @@ def test_rates_are_searched_on_validation_and_then_frozen(project: Project) -> N
     assert "6 of them done already" in project.run(*command).stdout
 
 
+def test_a_file_of_the_users_that_has_changed_means_other_experiments(
+    project: Project, plan: Callable[..., dict[tuple[str, int], str]]
+) -> None:
+    file = project.root / "mine.csv"
+    file.write_text("review,sentiment\nGood.,1\nBad.,0\n")
+    project.change_params({"dataset": "csv", "datasets.csv.paths": ["mine.csv"]})
+    first = plan()
+    assert plan() == first
+    file.write_text("review,sentiment\nGood.,0\nBad.,1\n")
+    assert not set(plan().values()) & set(first.values())
+
+
+def test_a_workspace_that_changes_meanwhile_stops_the_sweep(project: Project) -> None:
+    """What is queued later would run the changed code under the names of the old."""
+    planner = Planner(project.root, ["adam", "lion"], [1])
+    planner.check_workspace()
+    project.change_params({"optimizer": "lion"})
+    planner.check_workspace()
+    project.change_params({"optimizers.lion.learning_rate": 1e-4})
+    runner = SweepRunner(project.root, planner.sweep(), "distiltune", 1, planner.check_workspace)
+    with pytest.raises(InputError, match="have changed since the sweep began"):
+        runner._take_up([trial.name for trial in planner.sweep().trials],
+                        {trial.name: trial for trial in planner.sweep().trials})  # fmt: skip
+    assert "adam-1" not in project.dvc("queue", "status")
+
+
+def test_one_sweep_at_a_time(project: Project) -> None:
+    planner = Planner(project.root, ["adam"], [1])
+    runner = SweepRunner(project.root, planner.sweep(), "distiltune", 1, planner.check_workspace)
+    lock = FileLock(project.root / ".dvc" / "tmp" / "sweep.lock")
+    with lock, pytest.raises(InputError, match="another sweep is running"):
+        runner.run()
+
+
 @pytest.mark.parametrize(
     ("optimizers", "seeds", "overrides", "words"),
     [
@@ -234,6 +298,8 @@ def test_rates_are_searched_on_validation_and_then_frozen(project: Project) -> N
         (["adam", "adam"], [1], [], "--optimizers: adam, adam: one is named twice"),
         (["adam"], [1, 1], [], "--seeds: 1, 1: one is named twice"),
         (["adam"], [1], ["seed=3"], "-S seed=3: the sweep sets this itself"),
+        (["adam"], [1], ["params.yaml:optimizer=lion"], "the sweep sets this itself"),
+        (["adam"], [1], ["dataset=csv"], "-S dataset=csv: write it into params.yaml"),
     ],
 )
 def test_a_sweep_that_cannot_be_meant_is_refused(

@@ -2,19 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from distiltune import InputError
-from distiltune.config import load_params
-from distiltune.runtime import project_root, run_stage
-
-if TYPE_CHECKING:
-    from distiltune.comparison.runs import Run, TriedRate
-    from distiltune.sweeping.plan import Planner
-
-REPORTS = Path("reports")
+from distiltune.commands import run_compare, run_sweep
+from distiltune.runtime import run_stage
 
 
 def main() -> None:
@@ -33,7 +24,8 @@ def parser() -> argparse.ArgumentParser:
         "sweep",
         help="train every variant with every seed through DVC's queue, and compare",
         description="Queues an experiment for each variant and seed, runs what is missing and "
-        "compares. Started again after whatever interruption, it goes on where it was.",
+        "compares. Started again after whatever interruption, it goes on where it was. "
+        "Leave params and code as they are meanwhile: it stops where they have changed.",
     )
     sweep.add_argument("--optimizers", required=True, type=_names, metavar="NAME,NAME,...",
                        help="rows of the table `optimizers` in params.yaml")  # fmt: skip
@@ -56,8 +48,8 @@ def parser() -> argparse.ArgumentParser:
     compare = commands.add_parser(
         "compare",
         help="say which variant is better, by how much and how surely",
-        description="Compares finished runs: those of a sweep, or any. Without a choice, all "
-        "runs of the MLflow experiment in params.yaml that were evaluated.",
+        description="Compares finished runs: those of a sweep, or any. Without a choice, the "
+        "newest sweep; without a sweep, all that MLflow has in the experiment of params.yaml.",
     )
     chosen = compare.add_mutually_exclusive_group()
     chosen.add_argument("sweep", nargs="?", help="the name of a sweep")
@@ -78,129 +70,6 @@ def _add_output_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     command.add_argument("--output", type=Path, metavar="FOLDER",
                          help="of the report (default: reports/NAME)")  # fmt: skip
-
-
-def run_sweep(arguments: argparse.Namespace) -> None:
-    """`distiltune sweep`."""
-    from distiltune import store
-    from distiltune.comparison.report import report_folder
-    from distiltune.comparison.runs import best_rates, runs_of_experiments
-    from distiltune.sweeping.plan import Planner
-    from distiltune.sweeping.sweep import SweepRunner
-
-    root = _root()
-    planner = Planner(
-        root, arguments.optimizers, arguments.seeds, arguments.set_param,
-        num_rates=arguments.search_rates, span=arguments.span, name=arguments.name,
-    )  # fmt: skip
-    # Now, and not after hours.
-    report_folder(arguments.output or root / REPORTS / planner.name)
-    experiment = load_params(root / "params.yaml").tracking.experiment
-    try:
-        tried = _search_rates(root, planner, experiment, arguments.jobs)
-        rates = {name: rate.row_rate for name, rate in best_rates(tried).items()}
-        runner = SweepRunner(root, planner.sweep(rates), experiment, arguments.jobs)
-        done = runner.run()
-    except KeyboardInterrupt:
-        print("\nThe workers go on; the same command takes it up again. "
-              "`dvc queue stop --kill` ends them.", file=sys.stderr)  # fmt: skip
-        raise
-    runs = runs_of_experiments(root, [trial.name for trial in done])
-    files: list[Path] = []
-    metrics: dict[str, float] = {}
-    if len({run.optimizer for run in runs}) > 1:
-        files, metrics = _report(runs, planner.name, arguments, tried=tried)
-    weights = {t.name: str(r.summary["weights_sha256"]) for t, r in zip(done, runs, strict=True)}
-    parent = runner.mirror(weights)
-    store.end(root, parent, metrics, files)
-    if runner.failed:
-        raise InputError(f"{len(runner.failed)} of {len(runner.sweep.trials)} experiments failed")
-
-
-def _search_rates(
-    root: Path, planner: "Planner", experiment: str, num_workers: int
-) -> list["TriedRate"]:
-    """Try the same number of rates for each variant, where that is asked for."""
-    from distiltune.comparison.runs import best_rates, tried_rate
-    from distiltune.sweeping.sweep import SweepRunner
-
-    if not planner.num_rates:
-        return []
-    runner = SweepRunner(root, planner.search(), experiment, num_workers)
-    done = runner.run()
-    tried = [tried_rate(root, trial.name) for trial in done]
-    runner.mirror({t.name: r.weights_sha256 for t, r in zip(done, tried, strict=True)})
-    # Fewer tries than the others had would be unfair, so a failed one fails the whole.
-    if runner.failed:
-        raise InputError(f"{len(runner.failed)} of {len(runner.sweep.trials)} tried rates failed")
-    for name, best in best_rates(tried).items():
-        rates = [rate.row_rate for rate in tried if rate.optimizer == name]
-        edge = best.row_rate in (min(rates), max(rates)) and len(rates) > 1
-        print(
-            f"{name}: learning rate {best.row_rate:g} of {len(rates)} from {min(rates):g} to "
-            f"{max(rates):g} (validation accuracy {best.validation_accuracy:.2%})"
-            f"{', at the edge: a better one may lie beyond' if edge else ''}",
-            flush=True,
-        )
-    return tried
-
-
-def run_compare(arguments: argparse.Namespace) -> None:
-    """`distiltune compare`."""
-    from distiltune import store
-    from distiltune.comparison.runs import runs_of_experiments, runs_of_mlflow
-
-    root = _root()
-    if arguments.experiments:
-        runs = runs_of_experiments(root, arguments.experiments)
-    elif arguments.runs:
-        runs = runs_of_mlflow(root, arguments.runs)
-    else:
-        experiment = load_params(root / "params.yaml").tracking.experiment
-        stored = store.find_runs(root, experiment)
-        if arguments.sweep and not any(run.sweep == arguments.sweep for run in stored):
-            known = sorted({run.sweep for run in stored if run.sweep})
-            raise InputError(
-                f"there is no sweep {arguments.sweep!r} in MLflow"
-                f" ({', '.join(known) or 'nor any other'})"
-            )
-        chosen = [
-            run.run_id
-            for run in stored
-            if run.is_finished and run.is_evaluated and arguments.sweep in (None, run.sweep)
-        ]
-        runs = runs_of_mlflow(root, chosen)
-    _report(runs, arguments.sweep or "comparison", arguments, force=arguments.force)
-
-
-def _report(
-    runs: Sequence["Run"],
-    name: str,
-    arguments: argparse.Namespace,
-    *,
-    force: bool = False,
-    tried: Sequence["TriedRate"] = (),
-) -> tuple[list[Path], dict[str, float]]:
-    """Compare, print and write; the files, and the accuracies for MLflow."""
-    from distiltune.artifacts import write_json
-    from distiltune.comparison.comparing import compare
-    from distiltune.comparison.report import format_table, to_json, write_report
-
-    comparison = compare(runs, target=arguments.target, force=force, tried_rates=tried)
-    folder = arguments.output or _root() / REPORTS / name
-    files = write_report(comparison, folder, name)
-    print(format_table(comparison))
-    if arguments.json:
-        write_json(arguments.json, to_json(comparison))
-    print(f"\nreport: {folder / 'report.html'}")
-    return files, {f"accuracy/{variant.name}": variant.mean for variant in comparison.variants}
-
-
-def _root() -> Path:
-    root = project_root()
-    if not (root / "params.yaml").is_file():
-        raise InputError(f"{root}: no params.yaml here; run from the project's root")
-    return root
 
 
 def _names(text: str) -> list[str]:

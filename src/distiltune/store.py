@@ -1,13 +1,17 @@
 """Reads runs from MLflow's store, and ties the runs of a sweep together there."""
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from distiltune import InputError
 from distiltune.tracking import EXPERIMENT_TAG, WEIGHTS_TAG, experiment_id, import_mlflow, use_store
 
 SWEEP_TAG, KIND_TAG, PARENT_TAG = "sweep", "kind", "mlflow.parentRunId"
+P = ParamSpec("P")
+R = TypeVar("R")
 # Finished and evaluated: `evaluate` is the last to log.
 EVALUATED = "test/accuracy"
 
@@ -27,6 +31,23 @@ class StoredRun:
     parent: str | None
 
 
+def _raises_input_error(method: Callable[P, R]) -> Callable[P, R]:
+    """Say in one line what MLflow, or the way to it, fails of."""
+
+    @functools.wraps(method)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return method(*args, **kwargs)
+        except (MlflowException, OSError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"MLflow: {reason}") from None
+
+    return guarded
+
+
+@_raises_input_error
 def find_runs(root: Path, experiment: str) -> list[StoredRun]:
     """All runs of an MLflow experiment that were not deleted, the oldest first.
 
@@ -79,7 +100,8 @@ def download_files(root: Path, run_id: str, paths: Iterable[str], folder: Path) 
         Path(local).rename(folder / Path(path).name)
 
 
-def parent_of_sweep(root: Path, experiment: str, sweep: str, description: str) -> str:
+@_raises_input_error
+def parent_of_sweep(root: Path, experiment: str, sweep: str) -> str:
     """The id of the run that stands above a sweep's runs; made if it is not there."""
     for run in find_runs(root, experiment):
         if run.sweep == sweep and run.kind == "sweep":
@@ -88,11 +110,12 @@ def parent_of_sweep(root: Path, experiment: str, sweep: str, description: str) -
     made = client.create_run(
         experiment_id(root, experiment),
         run_name=sweep,
-        tags={KIND_TAG: "sweep", SWEEP_TAG: sweep, "mlflow.note.content": description},
+        tags={KIND_TAG: "sweep", SWEEP_TAG: sweep},
     )
     return str(made.info.run_id)
 
 
+@_raises_input_error
 def adopt(root: Path, run_id: str, parent: str, sweep: str, kind: str) -> None:
     """Put a run below a sweep's."""
     client = import_mlflow().MlflowClient(use_store(root))
@@ -101,16 +124,56 @@ def adopt(root: Path, run_id: str, parent: str, sweep: str, kind: str) -> None:
     client.set_tag(run_id, KIND_TAG, kind)
 
 
+@_raises_input_error
+def write_members(root: Path, parent: str, kind: str, run_ids: Mapping[str, str]) -> None:
+    """Note which runs a sweep consists of, by the experiments' names."""
+    client = import_mlflow().MlflowClient(use_store(root))
+    client.log_dict(parent, dict(run_ids), _members_file(kind))
+
+
+@_raises_input_error
+def read_members(root: Path, parent: str, kind: str) -> list[str]:
+    """The ids of a sweep's runs of a kind, `trial` or `search`."""
+    mlflow = import_mlflow()
+    client = mlflow.MlflowClient(use_store(root))
+    if _members_file(kind) not in [f.path for f in client.list_artifacts(parent, "members")]:
+        return []
+    location = client.get_run(parent).info.artifact_uri
+    return list(mlflow.artifacts.load_dict(f"{location}/{_members_file(kind)}").values())
+
+
+@_raises_input_error
+def read_figures(root: Path, run_id: str) -> tuple[dict[str, str], dict[str, float]]:
+    """A run's params and its last metrics."""
+    data = import_mlflow().MlflowClient(use_store(root)).get_run(run_id).data
+    return dict(data.params), dict(data.metrics)
+
+
+def _members_file(kind: str) -> str:
+    return f"members/{kind}.json"
+
+
+@_raises_input_error
 def delete(root: Path, run_id: str) -> None:
     """Delete a run, as the UI does: MLflow can restore it."""
     import_mlflow().MlflowClient(use_store(root)).delete_run(run_id)
 
 
-def end(root: Path, run_id: str, metrics: Mapping[str, float], files: Iterable[Path]) -> None:
-    """Log a sweep's results to its run, and end it."""
+@_raises_input_error
+def log_comparison(
+    root: Path, parent: str, description: str, metrics: Mapping[str, float], files: Iterable[Path]
+) -> None:
+    """Log a comparison to a sweep's run; what an earlier one has left is replaced."""
     client = import_mlflow().MlflowClient(use_store(root))
+    client.set_tag(parent, "mlflow.note.content", description)
     for name, value in metrics.items():
-        client.log_metric(run_id, name, value)
+        client.log_metric(parent, name, value)
     for file in files:
-        client.log_artifact(run_id, str(file), "comparison")
-    client.set_terminated(run_id)
+        client.log_artifact(parent, str(file), "comparison")
+
+
+@_raises_input_error
+def end(root: Path, parent: str, *, is_complete: bool) -> None:
+    """End a sweep's run."""
+    client = import_mlflow().MlflowClient(use_store(root))
+    client.set_terminated(parent, "FINISHED" if is_complete else "FAILED")

@@ -5,6 +5,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class VariantSummary:
     standard_deviation: float | None
     best: float
     mean_loss: float
+    best_loss: float
     loss_standard_deviation: float | None
     mean_validation_accuracy: float
     epochs_to_target: float | None
@@ -90,9 +92,10 @@ def compare(
             )
         )
     every = [run for group in grouped.values() for run in group]
-    if len({len(run.right) for run in every}) > 1:
-        raise InputError(
-            "the runs were tested on different numbers of reviews, which no force mends"
+    if _are_together(every):
+        notes.append(
+            "some of these runs were trained beside each other: their seconds (and the steps of "
+            "their optimizers) are longer for it"
         )
     if target is None:
         reached = [max(epoch["validation_accuracy"] for epoch in run.epochs) for run in every]
@@ -170,6 +173,12 @@ def _short(value: str) -> str:
     return text[:DIGEST_LENGTH] if re.fullmatch("[0-9a-f]{40,}", text) else text
 
 
+def _are_together(runs: Sequence[Run]) -> bool:
+    """Whether one began before another had ended."""
+    spans = sorted((run.summary["started"], run.summary["ended"]) for run in runs)
+    return any(second[0] < first[1] for first, second in pairwise(spans))
+
+
 def _few(labels: list[str]) -> str:
     more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
     return ", ".join(labels[:3]) + more
@@ -203,6 +212,7 @@ def _summarize(name: str, runs: Sequence[Run], target: float) -> VariantSummary:
         standard_deviation=accuracy.standard_deviation,
         best=accuracy.best,
         mean_loss=loss.mean,
+        best_loss=min(run.loss for run in runs),
         loss_standard_deviation=loss.standard_deviation,
         mean_validation_accuracy=statistics.mean(epoch["validation_accuracy"] for epoch in last),
         epochs_to_target=to_target(lambda run, num_epochs: num_epochs),

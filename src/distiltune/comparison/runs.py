@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from distiltune import InputError
 from distiltune.artifacts import RUN_FILE, SUMMARY_FILE, read_json
 from distiltune.comparison.pairs import Right
-from distiltune.store import download_files
+from distiltune.store import download_files, read_figures
 from distiltune.training.history import EPOCHS_FILE, STEPS_FILE, read_metrics
 
 # Where a run's files are: in the repository of an experiment, and among MLflow's artifacts.
@@ -44,7 +44,6 @@ class Run:
     right: Right  # (num_reviews,)
     accuracy: float
     loss: float
-    num_classes: int
     summary: Mapping[str, Any]  # the metrics of the train stage
     steps: list[dict[str, float]]
     epochs: list[dict[str, float]]
@@ -88,7 +87,6 @@ def read_run(folder: Path, source: str) -> Run:
         right=predicted == labels,
         accuracy=test["accuracy"],
         loss=test["loss"],
-        num_classes=len(facts["label_names"]),
         summary=read_json(folder / SUMMARY_FILE),
         steps=steps,
         epochs=epochs,
@@ -141,7 +139,7 @@ class TriedRate:
     learning_rate: float  # after the model's multiplier
     validation_accuracy: float
     validation_loss: float
-    weights_sha256: str
+    weights_sha256: str = ""  # where it is needed, which is for MLflow
 
 
 def tried_rate(root: Path, name: str) -> TriedRate:
@@ -163,6 +161,23 @@ def tried_rate(root: Path, name: str) -> TriedRate:
         validation_loss=summary["validation_loss"],
         weights_sha256=summary["weights_sha256"],
     )
+
+
+def tried_rates_of_mlflow(root: Path, run_ids: Iterable[str]) -> list[TriedRate]:
+    """The same from MLflow's runs."""
+    found = []
+    for run_id in run_ids:
+        params, metrics = read_figures(root, run_id)
+        found.append(
+            TriedRate(
+                optimizer=params["optimizer"],
+                row_rate=float(params["optimizer.learning_rate"]),
+                learning_rate=float(params["learning_rate"]),
+                validation_accuracy=metrics["final/validation_accuracy"],
+                validation_loss=metrics["final/validation_loss"],
+            )
+        )
+    return found
 
 
 def best_rates(tried: Iterable[TriedRate]) -> dict[str, TriedRate]:
@@ -189,5 +204,6 @@ def _get_files(root: Path, name: str, wanted: Iterable[str], folder: Path) -> No
         ) from None
     except (FileNotFoundError, DvcException) as error:
         raise InputError(
-            f"experiment {name}: {error}; `dvc exp pull` or running it again brings it"
+            f"experiment {name}: {error}; `dvc exp pull` brings it, or "
+            f"`dvc exp remove {name}` and running it again"
         ) from None

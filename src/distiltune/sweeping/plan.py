@@ -10,10 +10,12 @@ import numpy as np
 import yaml
 
 from distiltune import InputError
-from distiltune.config import load_params
+from distiltune.artifacts import sha256_of
+from distiltune.config import Params, load_params
 from distiltune.runtime import code_digest
 
 DIGEST_LENGTH = 6
+MAX_RATE = 10.0  # of a row, by the schema
 # `train` alone: a search for rates does not read the test split.
 SEARCH_TARGET = "train"
 
@@ -25,26 +27,27 @@ class Trial:
     name: str
     optimizer: str
     seed: int
-    learning_rate: float
     overrides: tuple[str, ...]
     targets: tuple[str, ...] = ()  # stages; none is all of them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """What is to be run.
-
-    The same command means the same experiments, and a changed row, code or data set
-    means others, because all that matters is in a digest in their names.
-    """
+    """What is to be run; `is_search` where it chooses learning rates."""
 
     name: str
     trials: tuple[Trial, ...]
     data_overrides: tuple[str, ...]
+    is_search: bool
 
 
 class Planner:
-    """Makes the trials for the workspace's params and code."""
+    """Makes the trials for the workspace's params, code and data.
+
+    A trial is named by a digest of all that it is made of. So the same command means the
+    same experiments, whichever sweep they were first run for, and a changed row, module
+    or file of the user's means others.
+    """
 
     def __init__(
         self,
@@ -80,24 +83,53 @@ class Planner:
             if len(set(values)) < len(values):
                 raise InputError(f"{option}: {', '.join(map(str, values))}: one is named twice")
         for override in overrides:
-            key = override.partition("=")[0].strip("+~")
+            key = override.partition("=")[0].removeprefix("params.yaml:").strip("+~")
             if key in ("optimizer", "seed") or (num_rates and key.endswith(".learning_rate")):
                 raise InputError(f"-S {override}: the sweep sets this itself")
+            if override.endswith("dataset=csv") or key.startswith("datasets.csv"):
+                raise InputError(f"-S {override}: write it into params.yaml, for a sweep")
+        if num_rates == 1:
+            raise InputError("--search-rates: 1 leaves nothing to choose; take 3 or more")
         self.optimizers = tuple(optimizers)
         self.seeds = tuple(seeds)
         self.overrides = tuple(overrides)
         self.num_rates = num_rates
         self.span = span
         self.rows = params.optimizers
+        self.root = root
+        self._shared = self._settings(params)
+        search = [num_rates, span] if num_rates else []
+        names = [trial.name for trial in self._trials({})]
+        self.name = name or f"sweep-{_digest([*names, *search])}"
+
+    def check_workspace(self) -> None:
+        """See that the workspace is still what the trials are named for.
+
+        Raises:
+            InputError: params, code or data have changed since.
+        """
+        params = load_params(self.root / "params.yaml")
+        rows = {name: params.optimizers.get(name) for name in self.optimizers}
+        if self._settings(params) != self._shared or any(
+            self.rows[name] != row for name, row in rows.items()
+        ):
+            raise InputError(
+                "params, code or data have changed since the sweep began, and what is not "
+                "queued yet would be run with the changed ones; undo that and start the sweep "
+                "again, or start another"
+            )
+
+    def _settings(self, params: Params) -> list[object]:
+        """All that a trial is made of, but for its variant and seed."""
         everything = asdict(params)
         for key in ("optimizer", "optimizers", "seed"):
             del everything[key]
-        pipeline = root / "dvc.yaml"
+        pipeline = self.root / "dvc.yaml"
         stages = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]
         code = {stage: code_digest(stage, pipeline) for stage in stages}
-        self._shared = [everything, code, sorted(overrides)]
-        search = [num_rates, span] if num_rates else []
-        self.name = name or f"sweep-{_digest([*self._shared, *search])}"
+        files = params.datasets.csv.paths if params.dataset == "csv" else ()
+        data = [sha256_of(self.root / file) for file in files if (self.root / file).is_file()]
+        return [everything, code, data, sorted(self.overrides)]
 
     def search(self) -> Sweep:
         """The same number of rates for each variant, evenly in the logarithm, with one seed.
@@ -107,14 +139,20 @@ class Planner:
         """
         seed = next(number for number in range(len(self.seeds) + 1) if number not in self.seeds)
         factors = np.geomspace(1 / self.span, self.span, self.num_rates)
-        trials = [
-            self._trial(optimizer, seed, rate, ("rate", f"{rate:g}"), (SEARCH_TARGET,))
-            for optimizer in self.optimizers
-            for rate in (
-                float(f"{self.rows[optimizer].learning_rate * factor:.3g}") for factor in factors
-            )
-        ]
-        return Sweep(name=self.name, trials=tuple(trials), data_overrides=self.overrides)
+        trials = []
+        for optimizer in self.optimizers:
+            middle = self.rows[optimizer].learning_rate
+            rates = dict.fromkeys(float(f"{middle * factor:.4g}") for factor in factors)
+            if len(rates) < self.num_rates or max(rates) > MAX_RATE:
+                raise InputError(
+                    f"--search-rates, --span: {', '.join(map(str, rates))} for {optimizer}; "
+                    f"they must differ, and be at most {MAX_RATE:g}"
+                )
+            trials += [
+                self._trial(optimizer, seed, rate, ("rate", f"{rate:g}"), (SEARCH_TARGET,))
+                for rate in rates
+            ]
+        return self._sweep(trials, is_search=True)
 
     def sweep(self, rates: Mapping[str, float] | None = None) -> Sweep:
         """Every variant with every seed.
@@ -122,13 +160,23 @@ class Planner:
         Args:
             rates: by variant, in place of the row's.
         """
+        return self._sweep(self._trials(rates or {}), is_search=False)
+
+    def _sweep(self, trials: list[Trial], *, is_search: bool) -> Sweep:
+        return Sweep(
+            name=self.name,
+            trials=tuple(trials),
+            data_overrides=self.overrides,
+            is_search=is_search,
+        )
+
+    def _trials(self, rates: Mapping[str, float]) -> list[Trial]:
         # Seed by seed, so that an unfinished sweep has as many of each variant.
-        trials = [
-            self._trial(optimizer, seed, (rates or {}).get(optimizer), (str(seed),), ())
+        return [
+            self._trial(optimizer, seed, rates.get(optimizer), (str(seed),), ())
             for seed in self.seeds
             for optimizer in self.optimizers
         ]
-        return Sweep(name=self.name, trials=tuple(trials), data_overrides=self.overrides)
 
     def _trial(
         self,
@@ -143,13 +191,12 @@ class Planner:
             overrides.append(f"optimizers.{optimizer}.learning_rate={rate!r}")
         row = asdict(self.rows[optimizer])
         digest = _digest([*self._shared, row, optimizer, seed, rate, targets])
-        name = "-".join([self.name, optimizer, *parts, digest])
+        name = "-".join([optimizer, *parts, digest])
         return Trial(
             # Git allows no dot before "lock" or at an end, and DVC no "+" of an exponent.
             name=name.replace(".", "_").replace("+", ""),
             optimizer=optimizer,
             seed=seed,
-            learning_rate=self.rows[optimizer].learning_rate if rate is None else rate,
             overrides=tuple(overrides),
             targets=targets,
         )

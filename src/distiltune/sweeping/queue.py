@@ -5,9 +5,11 @@ DVC never notices that a running task has died with its machine or its worker: i
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,6 +20,9 @@ import psutil
 
 from distiltune import InputError
 
+PATIENCE_SECONDS = 20.0
+# DVC waits for locks for up to 180 seconds while it collects results.
+LONG_PATIENCE_SECONDS = 300.0
 RUNS = Path(".dvc") / "tmp" / "exps" / "run"
 # A task, its name, when it was made (one or more words), its state.
 TASK = re.compile(r"^([0-9a-f]{7,40})\s+(\S+)\s+.*\s(Queued|Running|Success|Failed)\s*$")
@@ -37,6 +42,9 @@ class Queue:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        # The stages call `python`, which must be this one, whatever shell this runs in.
+        path = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+        self.environment = {**os.environ, "PATH": os.pathsep.join(path)}
         self._without_process: dict[str, float] = {}
 
     def finished(self) -> set[str]:
@@ -74,17 +82,26 @@ class Queue:
         """See to it that so many workers run, which end when the queue is empty."""
         self.dvc("queue", "start", "--jobs", str(num_workers))
 
-    def is_dead(self, task: Task, patience_seconds: float) -> bool:
-        """Whether a task that DVC calls running has had no process for some time."""
+    def is_dead(self, task: Task) -> bool:
+        """Whether a task that DVC calls running has been left by its worker.
+
+        A worker prepares a folder before the task's process, and collects its results
+        after it, so a living task may have no process for some minutes. But a worker that
+        is younger than the task is not its worker.
+        """
         if task.status != "Running" or self._has_process(task):
             self._without_process.pop(task.revision, None)
             return False
-        # Between two processes of a living task there may be none for a moment.
         first = self._without_process.setdefault(task.revision, time.monotonic())
-        return time.monotonic() - first >= patience_seconds
+        patience = PATIENCE_SECONDS if self._is_orphan(task) else LONG_PATIENCE_SECONDS
+        return time.monotonic() - first >= patience
 
     def remove(self, task: Task) -> None:
-        """Take a task that is over or dead out of the queue, with what it left behind."""
+        """Take a task that is over or dead out of the queue, with what it left behind.
+
+        Raises:
+            InputError: DVC does not let go of it.
+        """
         if task.status == "Running":
             for file in self._files(task, "run"):
                 folder = Path(json.loads(file.read_text()).get("root_dir") or "")
@@ -92,9 +109,18 @@ class Queue:
                     _kill_processes_in(folder)
                     shutil.rmtree(folder, ignore_errors=True)
             # What has no process is only marked as failed by this, with a message to say so.
-            self.dvc("queue", "kill", task.name, check=False)
-        self.dvc("queue", "remove", task.name, check=False)
+            self.dvc("queue", "kill", task.revision, check=False)
+        self.dvc("queue", "remove", task.revision, check=False)
         self._without_process.pop(task.revision, None)
+        if any(left.revision == task.revision for left in self.tasks().values()):
+            raise InputError(
+                f"dvc queue remove {task.revision}: {task.name} is still there; "
+                "see `dvc queue status`"
+            )
+
+    def num_workers(self) -> int:
+        """How many of DVC's workers live in this checkout."""
+        return len(self._workers())
 
     def logs(self, name: str) -> str:
         """What a task has printed."""
@@ -109,7 +135,8 @@ class Queue:
         # Files, for the workers that it may start would keep a pipe open as long as they live.
         with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
             result = subprocess.run(  # noqa: S603 (no shell; params are DVC's to check)
-                ["dvc", *arguments],  # noqa: S607 (the environment's dvc)
+                [sys.executable, "-m", "dvc", *arguments],
+                env=self.environment,
                 cwd=self.root, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, check=False,
             )  # fmt: skip
             output.seek(0)
@@ -121,10 +148,13 @@ class Queue:
             return output.read()
 
     def _git(self, *arguments: str) -> str:
-        return subprocess.run(  # noqa: S603 (no shell; constant arguments)
+        result = subprocess.run(  # noqa: S603 (no shell; constant arguments)
             ["git", *arguments],  # noqa: S607 (the user's git, wherever it is)
-            cwd=self.root, capture_output=True, text=True, check=True,
-        ).stdout  # fmt: skip
+            cwd=self.root, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if result.returncode:
+            raise InputError(f"git {arguments[0]}: {result.stderr.strip()}")
+        return result.stdout
 
     def _has_process(self, task: Task) -> bool:
         for file in self._files(task, "json"):
@@ -137,6 +167,23 @@ class Queue:
             if any(task.revision in part for part in command):
                 return True
         return False
+
+    def _is_orphan(self, task: Task) -> bool:
+        files = [*self._files(task, "run"), *self._files(task, "json")]
+        begun = min((file.stat().st_mtime for file in files), default=0.0)
+        return bool(begun) and not any(worker < begun for worker in self._workers())
+
+    def _workers(self) -> list[float]:
+        """The times at which this checkout's workers began."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                is_worker = "queue-worker" in process.cmdline()
+                if is_worker and Path(process.cwd()).is_relative_to(self.root):
+                    found.append(process.create_time())
+            except psutil.Error:
+                continue  # another user's, or gone meanwhile
+        return found
 
     def _files(self, task: Task, ending: str) -> list[Path]:
         return list((self.root / RUNS).glob(f"{task.revision}*/{task.revision}*.{ending}"))

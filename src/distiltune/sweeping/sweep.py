@@ -6,14 +6,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from distiltune import store
+from filelock import FileLock, Timeout
+
+from distiltune import InputError, store
 from distiltune.sweeping.plan import Sweep, Trial
 from distiltune.sweeping.queue import Queue
 
-PATIENCE_SECONDS = 20.0
 POLL_SECONDS = 5.0
+SECONDS_BETWEEN_LOOKS = 20.0  # at the queue, which costs more than to see what is done
 SECONDS_BETWEEN_LINES = 30.0
 MAX_ATTEMPTS = 2
+# What `train` says where the rate is too high; the same rate will end so again.
+DIVERGED = "error: the loss is"
 
 
 class SweepRunner:
@@ -25,7 +29,7 @@ class SweepRunner:
         sweep: Sweep,
         experiment: str,
         num_workers: int,
-        say: Callable[[str], None] = lambda text: print(text, flush=True),
+        check_workspace: Callable[[], None],
     ) -> None:
         """Start nothing yet.
 
@@ -34,53 +38,71 @@ class SweepRunner:
             sweep: what to run.
             experiment: MLflow's, as in `tracking.experiment`.
             num_workers: how many experiments at a time.
-            say: takes a line of progress.
+            check_workspace: raises where it is not what the sweep was planned for.
         """
         self.root = root
         self.sweep = sweep
         self.experiment = experiment
         self.num_workers = num_workers
-        self.say = say
+        self.check_workspace = check_workspace
         self.queue = Queue(root)
         self.attempts: dict[str, int] = {}
-        self.failed: dict[str, str] = {}
+        self.failed: dict[str, str] = {}  # why, by the trial's name
         self._seen_running: dict[str, float] = {}
         self._durations: list[float] = []
         self._next_line = 0.0
 
+    @property
+    def num_diverged(self) -> int:
+        """How many trials failed because their loss was no number."""
+        return sum(reason.startswith(DIVERGED) for reason in self.failed.values())
+
     def run(self) -> list[Trial]:
-        """Queue and run until every trial is done or has failed twice.
+        """Queue and run until every trial is done, has diverged, or has failed twice.
 
         Returns:
             The trials that have results.
 
         Raises:
-            InputError: DVC refuses, and why.
+            InputError: DVC refuses, and why; or the workspace has changed, or another
+                sweep runs in this checkout.
         """
+        lock = FileLock(self.root / ".dvc" / "tmp" / "sweep.lock")
+        try:
+            with lock.acquire(timeout=0):
+                return self._run()
+        except Timeout:
+            raise InputError("another sweep is running in this checkout") from None
+
+    def _run(self) -> list[Trial]:
         trials = {trial.name: trial for trial in self.sweep.trials}
         done = self.queue.finished() & trials.keys()
-        kind = "searching rates" if self.sweep.trials[0].targets else self.sweep.name
-        self.say(f"{kind}: {len(trials)} experiments, {len(done)} of them done already")
+        kind = "searching rates" if self.sweep.is_search else self.sweep.name
+        say(f"{kind}: {len(trials)} experiments, {len(done)} of them done already")
         if len(done) < len(trials):
             self._prepare_data()
+        num_finished, next_look = -1, 0.0
         while True:
-            finished = self.queue.finished()
+            finished = self.queue.finished() & trials.keys()
             self._note_durations(finished)
             missing = [name for name in trials if name not in finished and name not in self.failed]
             if not missing:
                 break
-            self._take_up(missing, trials)
+            if len(finished) != num_finished or time.monotonic() >= next_look:
+                self._take_up(missing, trials)
+                num_finished = len(finished)
+                next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
             self._progress(len(trials), len(missing))
             time.sleep(POLL_SECONDS)
         for name, reason in self.failed.items():
-            self.say(f"failed {MAX_ATTEMPTS} times: {name}: {reason}; see `dvc queue logs {name}`")
+            say(f"failed: {name}: {reason}; see `dvc queue logs {name}`")
         return [trial for name, trial in trials.items() if name in finished]
 
     def _prepare_data(self) -> None:
         """Run the stages before `train` once, so that no two workers do."""
         options = [part for override in self.sweep.data_overrides for part in ("-S", override)]
         name = f"{self.sweep.name}-data"
-        self.say("preparing the data")
+        say("preparing the data")
         self.queue.dvc("exp", "remove", name, check=False)  # of an attempt that was killed
         # In a copy of its own, so that the workspace stays as it is.
         self.queue.dvc("exp", "run", "--temp", "--name", name, *options,
@@ -91,29 +113,37 @@ class SweepRunner:
         """Queue what is nowhere, clear away what is dead, and see to the workers."""
         tasks = self.queue.tasks()
         finished = self.queue.finished()
+        to_queue = []
         for name in missing:
-            task = tasks.get(name)
             if name in finished:
                 continue
+            task = tasks.get(name)
+            if task is not None and task.status == "Queued":
+                continue
             if task is not None and task.status == "Running":
-                if not self.queue.is_dead(task, PATIENCE_SECONDS):
+                if not self.queue.is_dead(task):
                     self._seen_running.setdefault(name, time.monotonic())
                     continue
-                self.say(f"{name}: its process is gone; it runs again")
+                if name in self.queue.finished():
+                    continue  # in the meantime
+                say(f"{name}: its process is gone; it runs again")
                 self.queue.remove(task)
-            elif task is not None and task.status == "Queued":
-                continue
             elif task is not None:  # over, and without a result
                 reason = _last_line(self.queue.logs(name))
                 self.attempts[name] = self.attempts.get(name, 0) + 1
-                if self.attempts[name] >= MAX_ATTEMPTS:
+                if self.attempts[name] >= MAX_ATTEMPTS or reason.startswith(DIVERGED):
                     self.failed[name] = reason
                     continue
-                self.say(f"{name}: failed ({reason}); it runs once more")
+                say(f"{name}: failed ({reason}); it runs once more")
                 self.queue.remove(task)
-            self._seen_running.pop(name, None)
-            self.queue.add(name, trials[name].overrides, trials[name].targets)
-        self.queue.start(self.num_workers)
+            to_queue.append(trials[name])
+        for trial in to_queue:
+            self._seen_running.pop(trial.name, None)
+            self.check_workspace()
+            self.queue.add(trial.name, trial.overrides, trial.targets)
+        is_waiting = any(task.status == "Queued" for task in tasks.values())
+        if to_queue or (is_waiting and self.queue.num_workers() < self.num_workers):
+            self.queue.start(self.num_workers)
 
     def _note_durations(self, finished: set[str]) -> None:
         for name in finished & self._seen_running.keys():
@@ -130,22 +160,28 @@ class SweepRunner:
         failed = f", {len(self.failed)} failed" if self.failed else ""
         done = num_trials - num_missing - len(self.failed)
         running = min(len(self._seen_running), num_missing)
-        self.say(f"{done} of {num_trials} done, {running} running{failed}{left}")
+        say(f"{done} of {num_trials} done, {running} running{failed}{left}")
 
     def mirror(self, weights: Mapping[str, str]) -> str:
         """Put the trials' runs in MLflow below one, and delete those of broken attempts.
 
         A trial that DVC has restored from its cache has no run of its own, but there is
-        the one that trained the same weights.
+        the one that trained the same weights. One that stands below another sweep stays
+        there; the sweep's own list names all.
 
         Args:
             weights: the digest of each finished trial's model, by the trial's name.
 
         Returns:
             The id of the sweep's run.
+
+        Raises:
+            InputError: MLflow fails.
         """
-        parent = self._parent()
+        kind = "search" if self.sweep.is_search else "trial"
+        parent = store.parent_of_sweep(self.root, self.experiment, self.sweep.name)
         runs = store.find_runs(self.root, self.experiment)
+        chosen_ids = {}
         for name, digest in weights.items():
             own = [run for run in runs if run.dvc_experiment == name]
             whole = [r for r in runs if r.weights_sha256 == digest and r.is_finished]
@@ -154,23 +190,20 @@ class SweepRunner:
             if chosen is None:
                 print(f"warning: {name} has no run in MLflow; DVC has its results", file=sys.stderr)
                 continue
-            if chosen.parent != parent:
-                kind = "search" if self.sweep.trials[0].targets else "trial"
+            chosen_ids[name] = chosen.run_id
+            if chosen.parent is None:
                 store.adopt(self.root, chosen.run_id, parent, self.sweep.name, kind)
             for run in own:
-                if run is not chosen:
-                    self.say(f"deleting the MLflow run of a broken attempt: {run.name}")
+                if run.run_id != chosen.run_id and not run.is_finished:
+                    say(f"deleting the MLflow run of a broken attempt: {run.name}")
                     store.delete(self.root, run.run_id)
+        store.write_members(self.root, parent, kind, chosen_ids)
         return parent
 
-    def _parent(self) -> str:
-        optimizers = dict.fromkeys(trial.optimizer for trial in self.sweep.trials)
-        seeds = dict.fromkeys(trial.seed for trial in self.sweep.trials)
-        description = (
-            f"A sweep over {', '.join(optimizers)} with the seeds {', '.join(map(str, seeds))}. "
-            "The comparison is among the artifacts."
-        )
-        return store.parent_of_sweep(self.root, self.experiment, self.sweep.name, description)
+
+def say(text: str) -> None:
+    """Print a line of progress, at once."""
+    print(text, flush=True)
 
 
 def _last_line(text: str) -> str:

@@ -1,0 +1,196 @@
+"""What the commands of `distiltune` do."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from distiltune import InputError, store
+from distiltune.artifacts import write_json
+from distiltune.comparison.comparing import Comparison, compare
+from distiltune.comparison.report import format_table, report_folder, to_json, write_report
+from distiltune.comparison.runs import (
+    Run,
+    TriedRate,
+    best_rates,
+    runs_of_experiments,
+    runs_of_mlflow,
+    tried_rate,
+    tried_rates_of_mlflow,
+)
+from distiltune.config import load_params
+from distiltune.runtime import project_root
+from distiltune.sweeping.plan import Planner
+from distiltune.sweeping.sweep import SweepRunner, say
+
+REPORTS = Path("reports")
+
+
+def run_sweep(arguments: argparse.Namespace) -> None:
+    """`distiltune sweep`.
+
+    Raises:
+        InputError: something that was asked for cannot be, or experiments failed.
+    """
+    root = _root()
+    planner = Planner(
+        root, arguments.optimizers, arguments.seeds, arguments.set_param,
+        num_rates=arguments.search_rates, span=arguments.span, name=arguments.name,
+    )  # fmt: skip
+    # Now, and not after hours.
+    _check_outputs(arguments, root / REPORTS / planner.name)
+    experiment = load_params(root / "params.yaml").tracking.experiment
+    parent = None
+    try:
+        tried: list[TriedRate] = []
+        if planner.num_rates:
+            tried = _search_rates(root, planner, experiment, arguments.jobs)
+        rates = {name: rate.row_rate for name, rate in best_rates(tried).items()}
+        sweep = planner.sweep(rates)
+        runner = SweepRunner(root, sweep, experiment, arguments.jobs, planner.check_workspace)
+        done = runner.run()
+    except KeyboardInterrupt:
+        print("\nExperiments under way go on; the same command takes it up again. "
+              "`dvc queue stop --kill` ends them.", file=sys.stderr)  # fmt: skip
+        raise
+    runs = runs_of_experiments(root, [trial.name for trial in done])
+    weights = {t.name: str(r.summary["weights_sha256"]) for t, r in zip(done, runs, strict=True)}
+    with _warning_where_mlflow_fails():
+        parent = runner.mirror(weights)
+        store.end(root, parent, is_complete=not runner.failed)
+    if len({run.optimizer for run in runs}) > 1:
+        comparison = compare(runs, target=arguments.target, tried_rates=tried)
+        files = _report(comparison, planner.name, arguments)
+        if parent is not None:
+            with _warning_where_mlflow_fails():
+                _log_to_sweep(root, parent, comparison, files)
+    if runner.failed:
+        raise InputError(f"{len(runner.failed)} of {len(sweep.trials)} experiments failed")
+
+
+def _search_rates(
+    root: Path, planner: Planner, experiment: str, num_workers: int
+) -> list[TriedRate]:
+    """Try the same number of rates for each variant; one that diverges is the worst."""
+    search = planner.search()
+    runner = SweepRunner(root, search, experiment, num_workers, planner.check_workspace)
+    done = runner.run()
+    tried = [tried_rate(root, trial.name) for trial in done]
+    with _warning_where_mlflow_fails():
+        runner.mirror({t.name: r.weights_sha256 for t, r in zip(done, tried, strict=True)})
+    # Fewer tries than the others had would be unfair.
+    if lost := len(runner.failed) - runner.num_diverged:
+        raise InputError(f"{lost} of {len(search.trials)} tried rates failed")
+    best = best_rates(tried)
+    for name in planner.optimizers:
+        if name not in best:
+            raise InputError(
+                f"{name}: the training diverged with each of {planner.num_rates} rates"
+            )
+        rates = [rate.row_rate for rate in tried if rate.optimizer == name]
+        diverged = planner.num_rates - len(rates)
+        at_edge = best[name].row_rate in (min(rates), max(rates))
+        say(
+            f"{name}: learning rate {best[name].row_rate:g} of {len(rates)} from {min(rates):g} "
+            f"to {max(rates):g} (validation accuracy {best[name].validation_accuracy:.2%})"
+            f"{f'; with {diverged} more the training diverged' if diverged else ''}"
+            f"{'; at the edge: a better one may lie beyond' if at_edge else ''}"
+        )
+    return tried
+
+
+def run_compare(arguments: argparse.Namespace) -> None:
+    """`distiltune compare`.
+
+    Raises:
+        InputError: there is nothing to compare, or it is not comparable.
+    """
+    root = _root()
+    parent, tried = None, []
+    name = arguments.sweep or "comparison"
+    if arguments.experiments:
+        runs = runs_of_experiments(root, arguments.experiments)
+    elif arguments.runs:
+        runs = runs_of_mlflow(root, arguments.runs)
+    else:
+        stored = store.find_runs(root, load_params(root / "params.yaml").tracking.experiment)
+        sweeps = {run.sweep: run.run_id for run in stored if run.kind == "sweep" and run.sweep}
+        if arguments.sweep and arguments.sweep not in sweeps:
+            known = ", ".join(sweeps) or "nor any other"
+            raise InputError(f"there is no sweep {arguments.sweep!r} in MLflow ({known})")
+        if sweeps:
+            name = arguments.sweep or list(sweeps)[-1]
+            parent = sweeps[name]
+            print(f"{name}:")
+            runs = runs_of_mlflow(root, store.read_members(root, parent, "trial"))
+            tried = tried_rates_of_mlflow(root, store.read_members(root, parent, "search"))
+        else:
+            runs = _all_with_records(root, stored)
+    _check_outputs(arguments, root / REPORTS / name)
+    comparison = compare(runs, target=arguments.target, force=arguments.force, tried_rates=tried)
+    files = _report(comparison, name, arguments)
+    if parent is not None:
+        _log_to_sweep(root, parent, comparison, files)
+
+
+def _all_with_records(root: Path, stored: Sequence[store.StoredRun]) -> list[Run]:
+    runs = []
+    for run in stored:
+        if run.is_finished and run.is_evaluated:
+            try:
+                runs += runs_of_mlflow(root, [run.run_id])
+            except InputError as error:
+                print(f"left out: {error}", file=sys.stderr)
+    return runs
+
+
+def _report(comparison: Comparison, name: str, arguments: argparse.Namespace) -> list[Path]:
+    """Print and write; the files, the page first."""
+    folder = arguments.output or _root() / REPORTS / name
+    files = write_report(comparison, folder, name)
+    print(format_table(comparison))
+    if arguments.json:
+        write_json(arguments.json, to_json(comparison))
+    print(f"\nreport: {folder / 'report.html'}")
+    return files
+
+
+def _log_to_sweep(root: Path, parent: str, comparison: Comparison, files: Sequence[Path]) -> None:
+    sentences = "\n".join(f"- {pair.sentence}" for pair in comparison.pairs)
+    store.log_comparison(
+        root,
+        parent,
+        f"{len(comparison.variants)} variants, {comparison.num_reviews:,} test reviews. The "
+        f"whole comparison is among the artifacts.\n\n{sentences}",
+        {f"accuracy/{_metric_name(v.name)}": v.mean for v in comparison.variants},
+        files,
+    )
+
+
+def _metric_name(name: str) -> str:
+    """As MLflow allows it."""
+    return "".join(c if c.isalnum() or c in "_-. /" else "_" for c in name)
+
+
+@contextlib.contextmanager
+def _warning_where_mlflow_fails() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        print(f"warning: {error}; DVC has the results, and the same command mirrors them later",
+              file=sys.stderr)  # fmt: skip
+
+
+def _check_outputs(arguments: argparse.Namespace, default: Path) -> None:
+    report_folder(arguments.output or default)
+    if arguments.json and (arguments.json.is_dir() or not arguments.json.parent.is_dir()):
+        raise InputError(f"--json: {arguments.json}: must be a file in a folder that is there")
+
+
+def _root() -> Path:
+    root = project_root()
+    for name in ("params.yaml", "dvc.yaml"):
+        if not (root / name).is_file():
+            raise InputError(f"{root}: no {name} here; run from the project's root")
+    return root
