@@ -323,6 +323,31 @@ def test_averaged_weights_are_evaluated_and_kept(prepared: Project, keys: dict[s
     assert history.epochs[-1].validation_loss == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.parametrize("engine", ["native", "trainer"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        variant("adam", learning_rate=2e-4, ema_decay=0.8),
+        variant("adam", learning_rate=2e-4, swa_start_share=0.3),
+        variant("schedulefree_adamw", learning_rate=2e-3),
+    ],
+    ids=["ema", "swa", "schedule-free"],
+)
+def test_the_best_epochs_average_is_kept(prepared: Project, row: OptimizerRow, engine: str) -> None:
+    if engine == "trainer" and row.algorithm == "adam":
+        pytest.skip("refused: averages of a row are the native engine's")
+    config, _, validation = read(prepared)
+    config = dataclasses.replace(with_row(config, row), engine=engine)
+    model, history = fit(prepared, change(config, keep="best", epochs=5))
+    assert history.kept_epoch == history.best_epoch
+    loss, accuracy = loss_and_accuracy(predict_logits(model, validation, CPU), validation.labels)
+    best = history.epochs[history.best_epoch - 1]
+    assert accuracy == best.validation_accuracy == max(
+        record.validation_accuracy for record in history.epochs
+    )  # fmt: skip
+    assert loss == pytest.approx(best.validation_loss, rel=1e-4)
+
+
 def test_a_rows_clipping_beats_the_one_of_all(prepared: Project) -> None:
     config, _, _ = read(prepared)
     row = variant("sgd", max_gradient_norm=1e-6)

@@ -18,7 +18,7 @@ from distiltune.comparison.figures import aligned
 from distiltune.comparison.matrices import agreement
 from distiltune.comparison.page import headline
 from distiltune.comparison.rates import RatePoint, rate_lines
-from distiltune.comparison.report import format_table, to_json, write_report
+from distiltune.comparison.report import format_table, report_folder, to_json, write_report
 from distiltune.comparison.runs import Run, TriedRate
 
 TIMES = itertools.count()  # one run after the other
@@ -206,7 +206,8 @@ def test_different_numbers_of_reviews_are_refused_even_when_forced() -> None:
 
 
 @pytest.mark.parametrize(
-    ("runs", "found"), [([], "no runs"), ([make_run("adam", s) for s in (1, 2)], "2 runs of adam")]
+    ("runs", "found"),
+    [([], "no runs"), ([make_run("adam", s) for s in (1, 2)], "only runs of adam")],
 )
 def test_fewer_than_two_variants_are_refused(runs: list[Run], found: str) -> None:
     with pytest.raises(InputError, match=f"two variants or more, and there are {found}"):
@@ -487,3 +488,11 @@ def test_agreement() -> None:
     assert shares[a, a] == pytest.approx((right == other).mean())
     assert shares[a, b] == shares[b, a] == pytest.approx((right == right[::-1]).mean())
     assert np.isnan(shares[c]).all()  # one seed, that nobody else has
+
+
+def test_a_report_where_none_can_be_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("kept")
+    with pytest.raises(InputError, match=r"cannot be made in .*file; name another folder"):
+        report_folder(file / "report")
+    assert file.read_text() == "kept"

@@ -295,8 +295,8 @@ def test_sentences_and_verdicts() -> None:
     worse = pair_with()
     assert worse.verdict == "worse"
     assert worse.sentence == (
-        "lion is better than adam by 0.80 points (95 % interval 0.31 to 1.29; p = 0.0042 after "
-        "Holm's correction over 6 pairs; 5 seeds, 1,000 reviews)."
+        "lion is better than adam by 0.80 points (95 % interval of this pair alone 0.31 to 1.29; "
+        "p = 0.0042 after Holm's correction over 6 pairs; 5 seeds, 1,000 reviews)."
     )
     better = pair_with(difference=0.008, interval=(0.0031, 0.0129), num_pairs=1, p_corrected=1e-5)
     assert better.verdict == "better"
@@ -308,8 +308,8 @@ def test_sentences_and_verdicts() -> None:
     assert unclear.verdict == "no difference shown"
     assert unclear.sentence == (
         "No difference shown between lion and adam: 0.20 points in favour of lion (95 % interval "
-        "-0.40 to 0.80; p = 1 after Holm's correction over 6 pairs; 5 seeds, 1,000 reviews). "
-        "5 seeds could have shown 0.9 points or more (with 80 % power)."
+        "of this pair alone -0.40 to 0.80; p = 1 after Holm's correction over 6 pairs; 5 seeds, "
+        "1,000 reviews). 5 seeds could have shown 0.9 points or more (with 80 % power)."
     )
     hopeless = pair_with(
         num_seeds=2, difference=0.0, p_corrected=1.0, smallest_detectable_difference=1.7

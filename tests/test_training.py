@@ -249,8 +249,12 @@ def test_the_committed_tiny_model_passes_90_percent(new_project: Any) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("optimizer", ["adam", "muon", "schedulefree_adamw"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_training_on_cuda_follows_the_cpu(prepared: Project, precision: str) -> None:
+def test_training_on_cuda_follows_the_cpu(
+    prepared: Project, precision: str, optimizer: str
+) -> None:
+    prepared.change_params({"optimizer": optimizer})
     config, train, validation = read(prepared)
     _, expected = fit(prepared)
     runtime = choose_runtime("cuda", precision)
@@ -259,6 +263,10 @@ def test_training_on_cuda_follows_the_cpu(prepared: Project, precision: str) -> 
     tolerance = 1e-3 if precision == "fp32" else 5e-2
     found = [record.loss for record in history.steps]
     assert found == pytest.approx([record.loss for record in expected.steps], abs=tolerance)
+    summary = history.summary()
+    assert 0 < summary["optimizer_seconds_per_step"] < 1
+    assert summary["optimizer_state_bytes"] == expected.optimizer_state_bytes
+    assert summary["energy_joules"] is None or summary["energy_joules"] > 0
 
 
 def test_the_history_is_written_as_tables(prepared: Project, tmp_path: Path) -> None:

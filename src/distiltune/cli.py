@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--search-rates", default=0, type=_count, metavar="N",
                        help="first try N learning rates for each variant, with a seed of their own "
                        "and on validation alone, and go on with the best")  # fmt: skip
-    sweep.add_argument("--span", default=8.0, type=_span, metavar="FACTOR",
+    sweep.add_argument("--span", type=_span, metavar="FACTOR",
                        help="the rates reach from the row's divided by this to it times this "
                        "(default: 8)")  # fmt: skip
     sweep.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE",
@@ -74,8 +74,8 @@ def _add_output_options(command: argparse.ArgumentParser) -> None:
 
 def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
-    if not all(names):
-        raise argparse.ArgumentTypeError(f"{text!r}: names with commas between")
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r}: names with commas between, each once")
     return names
 
 

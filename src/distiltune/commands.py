@@ -2,8 +2,9 @@
 
 import argparse
 import contextlib
+import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from distiltune import InputError, store
@@ -25,6 +26,7 @@ from distiltune.sweeping.plan import Planner
 from distiltune.sweeping.sweep import SweepRunner, say
 
 REPORTS = Path("reports")
+SPAN = 8.0
 
 
 def run_sweep(arguments: argparse.Namespace) -> None:
@@ -34,18 +36,18 @@ def run_sweep(arguments: argparse.Namespace) -> None:
         InputError: something that was asked for cannot be, or experiments failed.
     """
     root = _root()
+    if arguments.span and not arguments.search_rates:
+        raise InputError("--span: goes with --search-rates")
     planner = Planner(
         root, arguments.optimizers, arguments.seeds, arguments.set_param,
-        num_rates=arguments.search_rates, span=arguments.span, name=arguments.name,
+        num_rates=arguments.search_rates, span=arguments.span or SPAN, name=arguments.name,
     )  # fmt: skip
     # Now, and not after hours.
     _check_outputs(arguments, root / REPORTS / planner.name)
     experiment = load_params(root / "params.yaml").tracking.experiment
     parent = None
     try:
-        tried: list[TriedRate] = []
-        if planner.num_rates:
-            tried = _search_rates(root, planner, experiment, arguments.jobs)
+        searched, tried = _search_rates(root, planner, experiment, arguments.jobs)
         rates = {name: rate.row_rate for name, rate in best_rates(tried).items()}
         sweep = planner.sweep(rates)
         runner = SweepRunner(root, sweep, experiment, arguments.jobs, planner.check_workspace)
@@ -57,6 +59,8 @@ def run_sweep(arguments: argparse.Namespace) -> None:
     runs = runs_of_experiments(root, [trial.name for trial in done])
     weights = {t.name: str(r.summary["weights_sha256"]) for t, r in zip(done, runs, strict=True)}
     with _warning_where_mlflow_fails():
+        if searched:
+            searched()
         parent = runner.mirror(weights)
         store.end(root, parent, is_complete=not runner.failed)
     if len({run.optimizer for run in runs}) > 1:
@@ -71,14 +75,19 @@ def run_sweep(arguments: argparse.Namespace) -> None:
 
 def _search_rates(
     root: Path, planner: Planner, experiment: str, num_workers: int
-) -> list[TriedRate]:
-    """Try the same number of rates for each variant; one that diverges is the worst."""
+) -> tuple[Callable[[], object] | None, list[TriedRate]]:
+    """Try the same number of rates for each variant; one that diverges is the worst.
+
+    Returns:
+        What mirrors the search in MLflow, at the end of the sweep; and what was tried.
+    """
+    if not planner.num_rates:
+        return None, []
     search = planner.search()
     runner = SweepRunner(root, search, experiment, num_workers, planner.check_workspace)
     done = runner.run()
     tried = [tried_rate(root, trial.name) for trial in done]
-    with _warning_where_mlflow_fails():
-        runner.mirror({t.name: r.weights_sha256 for t, r in zip(done, tried, strict=True)})
+    weights = {t.name: r.weights_sha256 for t, r in zip(done, tried, strict=True)}
     # Fewer tries than the others had would be unfair.
     if lost := len(runner.failed) - runner.num_diverged:
         raise InputError(f"{lost} of {len(search.trials)} tried rates failed")
@@ -97,7 +106,7 @@ def _search_rates(
             f"{f'; with {diverged} more the training diverged' if diverged else ''}"
             f"{'; at the edge: a better one may lie beyond' if at_edge else ''}"
         )
-    return tried
+    return functools.partial(runner.mirror, weights), tried
 
 
 def run_compare(arguments: argparse.Namespace) -> None:

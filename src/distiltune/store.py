@@ -1,6 +1,7 @@
 """Reads runs from MLflow's store, and ties the runs of a sweep together there."""
 
 import functools
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from distiltune import InputError
 from distiltune.tracking import EXPERIMENT_TAG, WEIGHTS_TAG, experiment_id, import_mlflow, use_store
 
 SWEEP_TAG, KIND_TAG, PARENT_TAG = "sweep", "kind", "mlflow.parentRunId"
+MAX_REASON = 200  # characters of MLflow's own message
 P = ParamSpec("P")
 R = TypeVar("R")
 # Finished and evaluated: `evaluate` is the last to log.
@@ -42,7 +44,9 @@ def _raises_input_error(method: Callable[P, R]) -> Callable[P, R]:
             return method(*args, **kwargs)
         except (MlflowException, OSError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise InputError(f"MLflow: {reason}") from None
+            server = os.environ.get("MLFLOW_TRACKING_URI")
+            where = f" at {server} (MLFLOW_TRACKING_URI)" if server else ""
+            raise InputError(f"MLflow{where}: {reason[:MAX_REASON]}") from None
 
     return guarded
 
@@ -116,12 +120,14 @@ def parent_of_sweep(root: Path, experiment: str, sweep: str) -> str:
 
 
 @_raises_input_error
-def adopt(root: Path, run_id: str, parent: str, sweep: str, kind: str) -> None:
-    """Put a run below a sweep's."""
+def adopt(root: Path, run: StoredRun, parent: str, sweep: str, kind: str) -> None:
+    """Tag a run as a sweep's, and put it below that if it stands below none."""
     client = import_mlflow().MlflowClient(use_store(root))
-    client.set_tag(run_id, PARENT_TAG, parent)
-    client.set_tag(run_id, SWEEP_TAG, sweep)
-    client.set_tag(run_id, KIND_TAG, kind)
+    client.set_tag(run.run_id, f"{SWEEP_TAG}/{sweep}", kind)
+    if run.parent is None:
+        client.set_tag(run.run_id, PARENT_TAG, parent)
+        client.set_tag(run.run_id, SWEEP_TAG, sweep)
+        client.set_tag(run.run_id, KIND_TAG, kind)
 
 
 @_raises_input_error

@@ -4,6 +4,7 @@ Nothing else logs to it (serving.py is what MLflow runs). What goes wrong here i
 once and never stops a stage: `evaluate` writes a run that it does not find from the files.
 """
 
+import contextlib
 import importlib.metadata
 import logging
 import math
@@ -246,12 +247,15 @@ def experiment_id(root: Path, name: str) -> str:
     """The id of an MLflow experiment, which the first process that wants it makes."""
     mlflow = import_mlflow()
     uri = use_store(root)
-    # Two processes that both make a new database would each find half a one.
-    with FileLock(root / ".dvc" / "tmp" / "mlflow.lock"):
+    is_ours = uri == _default_uri(root)
+    # Two processes that both make a new database would each find half a one. A server is not
+    # waited for with the lock held: others may have another store.
+    lock = FileLock(root / ".dvc" / "tmp" / "mlflow.lock")
+    with lock if is_ours else contextlib.nullcontext():
         found = mlflow.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        location = (root / ARTIFACTS).as_uri() if uri == _default_uri(root) else None
+        location = (root / ARTIFACTS).as_uri() if is_ours else None
         # The UI opens such an experiment on its runs and models.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         return str(mlflow.create_experiment(name, location, tags))
@@ -263,6 +267,8 @@ def import_mlflow() -> Any:
     os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
+    # Half a minute for a server that is not there; MLflow's 7 are four minutes of silence.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
     import mlflow
     import mlflow.data.code_dataset_source
     import mlflow.data.meta_dataset

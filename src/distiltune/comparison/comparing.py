@@ -82,7 +82,7 @@ def compare(
     """
     grouped, notes = _by_variant(runs)
     if len(grouped) < 2:
-        found = f"{len(runs)} runs of {', '.join(grouped)}" if grouped else "no runs"
+        found = f"only runs of {', '.join(grouped)}" if grouped else "no runs"
         raise InputError(f"a comparison needs two variants or more, and there are {found}")
     differences = tuple(_differences(grouped))
     if differences and not force:

@@ -83,7 +83,8 @@ class Pair:
             )
         low, high = sorted(sign * bound for bound in self.interval)
         figures = (
-            f"95 % interval {_points(low)} to {_points(high)}; {self._corrected()}; "
+            f"95 % interval{' of this pair alone' if self.num_pairs > 1 else ''} "
+            f"{_points(low)} to {_points(high)}; {self._corrected()}; "
             f"{self.num_seeds} seeds, {self.num_reviews:,} reviews"
         )
         size = f"{_points(abs(self.difference))} points"

@@ -1,6 +1,7 @@
 """A comparison as text for the terminal, as JSON, and as a folder with tables and a page."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -77,6 +78,9 @@ def report_folder(folder: Path) -> Path:
     """
     # Without links and dots: a folder cannot be replaced by such a name.
     folder = folder.resolve()
+    above = next(parent for parent in folder.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"{folder}: cannot be made in {above}; name another folder")
     if folder.exists() and not (folder / REPORT_FILE).is_file():
         if not folder.is_dir() or any(folder.iterdir()):
             raise InputError(

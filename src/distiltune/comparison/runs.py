@@ -194,16 +194,18 @@ def _get_files(root: Path, name: str, wanted: Iterable[str], folder: Path) -> No
     from dvc.scm import RevError
     from scmrepo.exceptions import SCMError
 
+    path = ""
     try:
         files = DVCFileSystem(repo=str(root), rev=name)
         for target in wanted:
-            files.get_file(FILES[target][0], str(folder / target))
+            path = FILES[target][0]
+            files.get_file(path, str(folder / target))
     except (RevError, SCMError):
         raise InputError(
             f"{name!r} is no experiment, branch, tag or commit; `dvc exp list` names them"
         ) from None
-    except (FileNotFoundError, DvcException) as error:
+    except (FileNotFoundError, DvcException):
         raise InputError(
-            f"experiment {name}: {error}; `dvc exp pull` brings it, or "
-            f"`dvc exp remove {name}` and running it again"
+            f"{name}: {path} is neither in git nor in DVC's cache; it has no results, or "
+            "they are gone: `dvc exp pull` brings them where a remote has them, else run it again"
         ) from None

@@ -1,5 +1,6 @@
 """What a sweep consists of: experiments whose names follow from their settings."""
 
+import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -86,6 +87,7 @@ class Planner:
             key = override.partition("=")[0].removeprefix("params.yaml:").strip("+~")
             if key in ("optimizer", "seed") or (num_rates and key.endswith(".learning_rate")):
                 raise InputError(f"-S {override}: the sweep sets this itself")
+            _check_key(asdict(params), key, override)
             if override.endswith("dataset=csv") or key.startswith("datasets.csv"):
                 raise InputError(f"-S {override}: write it into params.yaml, for a sweep")
         if num_rates == 1:
@@ -200,6 +202,16 @@ class Planner:
             overrides=tuple(overrides),
             targets=targets,
         )
+
+
+def _check_key(table: object, key: str, override: str) -> None:
+    *tables, last = key.split(".")
+    for part in (*tables, last):
+        if not isinstance(table, dict) or part not in table:
+            allowed = difflib.get_close_matches(part, table, 3) if isinstance(table, dict) else []
+            hint = f"; did you mean {' or '.join(allowed)}?" if allowed else ""
+            raise InputError(f"-S {override}: params.yaml has no {key}{hint}")
+        table = table[part]
 
 
 def _digest(value: object) -> str:

@@ -16,7 +16,7 @@ POLL_SECONDS = 5.0
 SECONDS_BETWEEN_LOOKS = 20.0  # at the queue, which costs more than to see what is done
 SECONDS_BETWEEN_LINES = 30.0
 MAX_ATTEMPTS = 2
-# What `train` says where the rate is too high; the same rate will end so again.
+# What `train` says where the rate is too high.
 DIVERGED = "error: the loss is"
 
 
@@ -58,7 +58,7 @@ class SweepRunner:
         return sum(reason.startswith(DIVERGED) for reason in self.failed.values())
 
     def run(self) -> list[Trial]:
-        """Queue and run until every trial is done, has diverged, or has failed twice.
+        """Queue and run until every trial is done, is refused by a stage, or has failed twice.
 
         Returns:
             The trials that have results.
@@ -131,7 +131,8 @@ class SweepRunner:
             elif task is not None:  # over, and without a result
                 reason = _last_line(self.queue.logs(name))
                 self.attempts[name] = self.attempts.get(name, 0) + 1
-                if self.attempts[name] >= MAX_ATTEMPTS or reason.startswith(DIVERGED):
+                # What a stage refuses it will refuse again.
+                if self.attempts[name] >= MAX_ATTEMPTS or reason.startswith("error: "):
                     self.failed[name] = reason
                     continue
                 say(f"{name}: failed ({reason}); it runs once more")
@@ -167,7 +168,7 @@ class SweepRunner:
 
         A trial that DVC has restored from its cache has no run of its own, but there is
         the one that trained the same weights. One that stands below another sweep stays
-        there; the sweep's own list names all.
+        there; the sweep's own list, and a tag of its name, cover all.
 
         Args:
             weights: the digest of each finished trial's model, by the trial's name.
@@ -191,8 +192,7 @@ class SweepRunner:
                 print(f"warning: {name} has no run in MLflow; DVC has its results", file=sys.stderr)
                 continue
             chosen_ids[name] = chosen.run_id
-            if chosen.parent is None:
-                store.adopt(self.root, chosen.run_id, parent, self.sweep.name, kind)
+            store.adopt(self.root, chosen, parent, self.sweep.name, kind)
             for run in own:
                 if run.run_id != chosen.run_id and not run.is_finished:
                     say(f"deleting the MLflow run of a broken attempt: {run.name}")
