@@ -194,7 +194,8 @@ class SweepRunner:
             chosen_ids[name] = chosen.run_id
             store.adopt(self.root, chosen, parent, self.sweep.name, kind)
             for run in own:
-                if run.run_id != chosen.run_id and not run.is_finished:
+                # Also one that its orphaned training has ended well; none of another sweep.
+                if run.run_id != chosen.run_id and run.parent is None:
                     say(f"deleting the MLflow run of a broken attempt: {run.name}")
                     store.delete(self.root, run.run_id)
         store.write_members(self.root, parent, kind, chosen_ids)
