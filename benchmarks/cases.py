@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from distiltune.encoding import Encoder
 from distiltune.inference import predict_logits
 from distiltune.models import DEFAULT_SPEED
 from distiltune.runtime import Runtime, choose_runtime
+from distiltune.training.costs import peak_memory_bytes
 from distiltune.training.native import train_native
 
 SWITCHES_ON_CPU = (
@@ -253,14 +253,8 @@ OTHER_CASES: dict[str, Case] = {
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held: of the GPU where there is one.
-
-    There it is what PyTorch has reserved, because the private memory of CUDA graphs does
-    not count as allocated between replays.
-    """
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_reserved()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most bytes that this process has held: of the GPU where it has used one."""
+    return peak_memory_bytes(torch.device("cuda" if torch.cuda.is_initialized() else "cpu"))
 
 
 def run_case(name: str, settings: Settings) -> Result:
@@ -290,8 +284,7 @@ def _child(connection: Connection, name: str, settings: Settings) -> None:
         on_cuda = settings.runtime().device.type == "cuda"
         cases = {**train_cases(on_cuda=on_cuda), **OTHER_CASES, "matrix_peak": matrix_peak}
         result = cases[name](settings)
-    # A case may fail in any way: the reason is shown here, and `run_case` raises by the status.
-    except Exception:
+    except Exception:  # whatever a case does wrong is shown, and `run_case` raises by the status
         traceback.print_exc()
         sys.exit(1)
     connection.send({**result, "peak_memory": peak_memory()})

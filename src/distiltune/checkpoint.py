@@ -64,8 +64,8 @@ def _download(row: CheckpointRow, output: Path, where: str) -> None:
     # for it.
     from huggingface_hub import snapshot_download
 
-    # The base error of whichever HTTP client the hub's library uses, which it does not re-export.
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    # The base error of whichever HTTP client the hub's library uses.
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # not re-exported
 
     try:
         snapshot_download(

@@ -1,6 +1,7 @@
 """The command `distiltune`: sweeps over variants, and their comparison."""
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 
@@ -99,23 +100,18 @@ def _seeds(text: str) -> list[int]:
 
 
 def _span(text: str) -> float:
-    try:
-        span = float(text)
-    except ValueError:
-        span = 0.0
-    if not 1 < span <= 1e4:
-        raise argparse.ArgumentTypeError(f"{text!r}: a factor above 1, up to 10000")
-    return span
+    return _number(text, 1, 1e4, "a factor above 1, up to 10000")
 
 
 def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: a number above 0, up to 1")
-    return share
+    return _number(text, 0, 1, "a number above 0, up to 1")
+
+
+def _number(text: str, above: float, highest: float, allowed: str) -> float:
+    with contextlib.suppress(ValueError):
+        if above < (number := float(text)) <= highest:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r}: {allowed}")
 
 
 if __name__ == "__main__":

@@ -24,9 +24,8 @@ def drop(x: torch.Tensor, probability: float, *, fast: bool = True) -> torch.Ten
         return x
     if not fast or x.device.type != "cpu":
         return functional.dropout(x, probability)
-    # PyTorch declares no types for `apply`.
-    dropped: torch.Tensor = _Dropout.apply(x, probability)  # type: ignore[no-untyped-call]
-    return dropped
+    out: torch.Tensor = _Dropout.apply(x, probability)  # type: ignore[no-untyped-call]  # untyped
+    return out
 
 
 def draw_mask(like: torch.Tensor, probability: float) -> tuple[torch.Tensor, float]:
