@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from filelock import FileLock
 
 from distiltune import InputError, cli
 from distiltune.sweeping.plan import Planner
+from distiltune.sweeping.pruning import hopeless_trials, median_of_finished
 from distiltune.sweeping.sweep import SweepRunner
 from tests.conftest import Project, environment
 from tests.test_pipeline import runs_of, wait_for_queue
@@ -80,6 +82,20 @@ def test_a_sweep_runs_what_is_missing_and_compares(project: Project) -> None:
     assert "4 experiments, 4 of them done already" in again
     assert experiments(project) == names and len(children(project)[1]) == 4
 
+    project.run("distiltune", "compare", sweep, "--json", "again.json")
+    assert json.loads((project.root / "again.json").read_text())["pairs"] == figures["pairs"]
+
+
+@pytest.mark.slow
+def test_another_way_to_the_same_experiments_gives_the_same_figures(project: Project) -> None:
+    project.change_params({"tracking.log_model": False})
+    project.commit()
+    command = ("distiltune", "sweep", "--optimizers", "adam,lion", "--seeds", "2", "--jobs", "2")
+    project.run(*command, "--json", "figures.json")
+    figures = json.loads((project.root / "figures.json").read_text())
+    names = experiments(project)
+    sweep = children(project)[0].info.run_name
+
     # Another sweep takes what is there, and takes nothing away from the first.
     other = project.run(*command[:2], "--optimizers", "lion,adam", "--seeds", "1,2", "--name",
                         "other").stdout  # fmt: skip
@@ -88,8 +104,7 @@ def test_a_sweep_runs_what_is_missing_and_compares(project: Project) -> None:
     assert [child.data.tags["sweep"] for child in same] == [sweep] * 4
     assert [child.data.tags["sweep/other"] for child in same] == ["trial"] * 4
 
-    # From MLflow, from DVC and through the plain queue the figures are the same.
-    project.run("distiltune", "compare", sweep, "--json", "again.json")
+    # From DVC and through the plain queue the figures are the same.
     project.dvc("exp", "run", "--queue", "-n", "plain-lion-2", "-S", "optimizer=lion",
                 "-S", "seed=2")  # fmt: skip
     project.dvc("queue", "start")
@@ -97,10 +112,9 @@ def test_a_sweep_runs_what_is_missing_and_compares(project: Project) -> None:
     plain = [name for name in names if "lion-2" not in name] + ["plain-lion-2"]
     chosen = ("--experiments", ",".join(plain))
     project.run("distiltune", "compare", *chosen, "--json", "plain.json")
-    for file in ("again.json", "plain.json"):
-        same = json.loads((project.root / file).read_text())
-        assert same["pairs"] == figures["pairs"]
-        assert [v["mean"] for v in same["variants"]] == [v["mean"] for v in figures["variants"]]
+    same = json.loads((project.root / "plain.json").read_text())
+    assert same["pairs"] == figures["pairs"]
+    assert [v["mean"] for v in same["variants"]] == [v["mean"] for v in figures["variants"]]
 
 
 def num_runs_begun(project: Project) -> int:
@@ -156,6 +170,22 @@ def test_a_sweep_that_is_killed_goes_on_and_counts_nothing_twice(project: Projec
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sweep_that_is_asked_to_stop_says_how_to_go_on(
+    project: Project, number: signal.Signals
+) -> None:
+    sweep = subprocess.Popen(
+        ["distiltune", "sweep", "--optimizers", "adam,lion"], cwd=project.root,
+        env=environment({}), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert sweep.stdout is not None
+    assert any("preparing the data" in line for line in sweep.stdout)
+    sweep.send_signal(number)
+    _, errors = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130 and "the same command takes it up again" in errors
+
+
+@pytest.mark.slow
 def test_a_variant_that_fails_is_named_and_the_others_are_compared(project: Project) -> None:
     project.change_params({"tracking.log_model": False, "optimizers.sgd.warmup_share": None,
                            "optimizers.sgd.warmup_steps": 400})  # fmt: skip
@@ -203,7 +233,8 @@ def test_each_variant_gets_the_same_number_of_rates(project: Project) -> None:
         key = f"optimizers.{name}.learning_rate="
         rates = [float(part.removeprefix(key)) for trial in trials for part in trial.overrides
                  if part.startswith(key)]  # fmt: skip
-        expected = [center * factor for factor in (0.25, 0.5, 1, 2, 4)]
+        # The row's own first, and the extremes last.
+        expected = [center * factor for factor in (1, 0.5, 2, 0.25, 4)]
         assert rates == pytest.approx(expected, rel=0.01)
     # Judged by a seed that is none of the sweep's, and not on the test split.
     assert {trial.seed for trial in trials} == {1}
@@ -227,7 +258,7 @@ def test_a_rate_that_diverges_is_the_worst_and_no_failure(project: Project) -> N
     lost = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     result = project.run("distiltune", "sweep", *options, "--jobs", "2", check=False, env=lost)
     assert "it runs once more" not in result.stdout
-    assert "with 1 more the training diverged" in result.stdout, result.stdout + result.stderr
+    assert "with 1 of them the training diverged" in result.stdout, result.stdout + result.stderr
     # Nor does MLflow's absence stop anything.
     assert (
         "warning: MLflow at http://127.0.0.1:1 (MLFLOW_TRACKING_URI)" in result.stderr
@@ -261,6 +292,59 @@ def test_rates_are_searched_on_validation_and_then_frozen(project: Project) -> N
         key = "final/validation_accuracy"
         assert by_rate[float(rate)].data.metrics[key] == best.data.metrics[key]
     assert "6 of them done already" in project.run(*command).stdout
+
+
+@pytest.mark.parametrize(
+    ("curve", "finished", "median"),
+    [
+        ([0.60], [[0.70, 0.9], [0.80, 0.9]], 0.75),
+        ([0.60, 0.82], [[0.70, 0.9], [0.80, 0.9]], 0.825),  # of the means, 0.80 and 0.85
+        ([0.60, 0.83], [[0.70, 0.9], [0.80, 0.9]], None),
+        ([0.83, 0.50], [[0.70, 0.9], [0.80, 0.9]], None),  # its best so far counts
+        ([0.75], [[0.70, 0.9], [0.80, 0.9]], None),  # not below
+        ([0.60], [[0.70, 0.9], [0.90, 0.9], [0.50, 0.6]], 0.70),
+        ([0.10], [[0.70, 0.9]], None),
+        ([], [[0.70, 0.9], [0.80, 0.9]], None),
+    ],
+)
+def test_the_median_of_the_finished_decides(
+    curve: list[float], finished: list[list[float]], median: float | None
+) -> None:
+    assert median_of_finished(curve, finished) == (median and pytest.approx(median))
+
+
+def test_hopeless_is_measured_by_the_same_variant(project: Project) -> None:
+    trials = Planner(project.root, ["adam", "lion"], [1], num_rates=4, span=9).search().trials
+    adam, lion = ([t.name for t in trials if t.optimizer == name] for name in ("adam", "lion"))
+    curves = {adam[0]: [0.9, 0.9], adam[1]: [0.8, 0.8], adam[2]: [0.7], adam[3]: [0.86],
+              lion[0]: [0.6, 0.6], lion[1]: [0.5, 0.5], lion[2]: [0.6]}  # fmt: skip
+    finished = {*adam[:2], *lion[:2]}
+    found = hopeless_trials(trials, finished, curves)
+    assert list(found) == [adam[2]]
+    assert "70.00% in 1 epochs; the median of the 2 finished rates of adam is 85.00%" in str(found)
+    # What has finished is not ended, however bad it was.
+    assert not hopeless_trials(trials, {*finished, adam[2]}, curves)
+
+
+@pytest.mark.slow
+def test_a_hopeless_rate_is_ended_early_and_once(project: Project) -> None:
+    project.change_params({"tracking.log_model": False, "train.epochs": 40})
+    project.commit()
+    command = ("distiltune", "sweep", "--optimizers", "adam", "--seeds", "1", "--jobs", "1",
+               "--search-rates", "4", "--span", "100", "--prune")  # fmt: skip
+    output = project.run(*command).stdout
+    assert re.search(
+        r"^adam-rate-5e-07-\w+: ended early: validation accuracy", output, re.MULTILINE
+    )
+    assert re.search(r"of 4 from 5e-07 to 0\.005 .*; [12] were ended early", output)
+    ended = [run for run in runs_of(project) if run.data.tags.get("kind") == "pruned"]
+    assert "adam-rate-5e-07" in str([run.data.tags["dvc_experiment"] for run in ended])
+    for run in ended:
+        assert run.info.status == "KILLED" and "final/validation_accuracy" not in run.data.metrics
+        assert run.data.tags["dvc_experiment"] not in experiments(project)
+    again = project.run(*command).stdout
+    assert "preparing the data" not in again and "running" not in again
+    assert len(runs_of(project)) == 6  # the sweep's, four rates, one seed
 
 
 def test_a_file_of_the_users_that_has_changed_means_other_experiments(
@@ -349,3 +433,5 @@ def test_what_is_not_there_is_named(prepared: Project) -> None:
                               check=False)  # fmt: skip
         assert result.returncode == 1 and words in result.stderr, result.stderr
         assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+    # Who only looks leaves nothing behind.
+    assert not (prepared.root / "mlflow.db").exists()

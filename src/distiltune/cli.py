@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from distiltune.runtime import run_stage
 def main() -> None:
     """Run what the command line asks for; a user's mistake is one line, exit status 1."""
     arguments = parser().parse_args()
+    # A scheduler's or a supervisor's way to say what Ctrl-C says.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run_stage(lambda: arguments.run(arguments))
     except KeyboardInterrupt:
@@ -42,6 +45,10 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("--span", type=_span, metavar="FACTOR",
                        help="the rates reach from the row's divided by this to it times this "
                        "(default: 8)")  # fmt: skip
+    sweep.add_argument("--prune", action="store_true",
+                       help="end a rate early whose validation accuracy is below the median of "
+                       "its variant's finished ones (reads MLflow; what is ended may hang on "
+                       "which was faster)")  # fmt: skip
     sweep.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE",
                        help="change a param in all experiments, as in `dvc exp run`")  # fmt: skip
     _add_output_options(sweep)

@@ -38,9 +38,12 @@ def run_sweep(arguments: argparse.Namespace) -> None:
     root = _root()
     if arguments.span and not arguments.search_rates:
         raise InputError("--span: goes with --search-rates")
+    if arguments.prune and not arguments.search_rates:
+        raise InputError("--prune: goes with --search-rates")
     planner = Planner(
         root, arguments.optimizers, arguments.seeds, arguments.set_param,
-        num_rates=arguments.search_rates, span=arguments.span or SPAN, name=arguments.name,
+        num_rates=arguments.search_rates, span=arguments.span or SPAN, is_pruned=arguments.prune,
+        name=arguments.name,
     )  # fmt: skip
     # Now, and not after hours.
     _check_outputs(arguments, root / REPORTS / planner.name)
@@ -84,7 +87,9 @@ def _search_rates(
     if not planner.num_rates:
         return None, []
     search = planner.search()
-    runner = SweepRunner(root, search, experiment, num_workers, planner.check_workspace)
+    runner = SweepRunner(
+        root, search, experiment, num_workers, planner.check_workspace, is_pruned=planner.is_pruned
+    )
     done = runner.run()
     tried = [tried_rate(root, trial.name) for trial in done]
     weights = {t.name: r.weights_sha256 for t, r in zip(done, tried, strict=True)}
@@ -97,13 +102,16 @@ def _search_rates(
             raise InputError(
                 f"{name}: the training diverged with each of {planner.num_rates} rates"
             )
-        rates = [rate.row_rate for rate in tried if rate.optimizer == name]
-        diverged = planner.num_rates - len(rates)
+        trials = [trial for trial in search.trials if trial.optimizer == name]
+        rates = [trial.rate for trial in trials if trial.rate is not None]
+        diverged = sum(trial.name in runner.failed for trial in trials)
+        pruned = sum(trial.name in runner.pruned for trial in trials)
         at_edge = best[name].row_rate in (min(rates), max(rates))
         say(
             f"{name}: learning rate {best[name].row_rate:g} of {len(rates)} from {min(rates):g} "
             f"to {max(rates):g} (validation accuracy {best[name].validation_accuracy:.2%})"
-            f"{f'; with {diverged} more the training diverged' if diverged else ''}"
+            f"{f'; with {diverged} of them the training diverged' if diverged else ''}"
+            f"{f'; {pruned} were ended early' if pruned else ''}"
             f"{'; at the edge: a better one may lie beyond' if at_edge else ''}"
         )
     return functools.partial(runner.mirror, weights), tried

@@ -5,12 +5,20 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from distiltune import InputError
-from distiltune.tracking import EXPERIMENT_TAG, WEIGHTS_TAG, experiment_id, import_mlflow, use_store
+from distiltune.tracking import (
+    EXPERIMENT_TAG,
+    WEIGHTS_TAG,
+    experiment_id,
+    has_store,
+    import_mlflow,
+    use_store,
+)
 
 SWEEP_TAG, KIND_TAG, PARENT_TAG = "sweep", "kind", "mlflow.parentRunId"
+PRUNED_TAG = "pruned"  # with "/" and the sweep's name
 MAX_REASON = 200  # characters of MLflow's own message
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,6 +39,7 @@ class StoredRun:
     sweep: str | None
     kind: str | None  # of a sweep: "sweep" itself, or below it "trial" or "search"
     parent: str | None
+    pruned_in: frozenset[str]  # the sweeps that have ended it early
 
 
 def _raises_input_error(method: Callable[P, R]) -> Callable[P, R]:
@@ -53,17 +62,22 @@ def _raises_input_error(method: Callable[P, R]) -> Callable[P, R]:
 
 @_raises_input_error
 def find_runs(root: Path, experiment: str) -> list[StoredRun]:
-    """All runs of an MLflow experiment that were not deleted, the oldest first.
+    """All runs of an MLflow experiment that were not deleted, the oldest first; makes nothing.
 
     Args:
         root: the main checkout.
         experiment: its name.
     """
+    if not has_store(root):
+        return []
     client = import_mlflow().MlflowClient(use_store(root))
-    number = experiment_id(root, experiment)
-    found, token = [], None
+    made = client.get_experiment_by_name(experiment)
+    found: list[Any] = []
+    token = None if made else ""
     while token is None or token:
-        page = client.search_runs([number], order_by=["start_time ASC"], page_token=token)
+        page = client.search_runs(
+            [made.experiment_id], order_by=["start_time ASC"], page_token=token
+        )
         found += list(page)
         token = page.token or ""
     return [
@@ -77,6 +91,9 @@ def find_runs(root: Path, experiment: str) -> list[StoredRun]:
             sweep=run.data.tags.get(SWEEP_TAG),
             kind=run.data.tags.get(KIND_TAG),
             parent=run.data.tags.get(PARENT_TAG),
+            pruned_in=frozenset(
+                tag.partition("/")[2] for tag in run.data.tags if tag.startswith(f"{PRUNED_TAG}/")
+            ),
         )
         for run in found
     ]
@@ -88,6 +105,8 @@ def download_files(root: Path, run_id: str, paths: Iterable[str], folder: Path) 
     Raises:
         InputError: the run, or one of them, is not there.
     """
+    if not has_store(root):
+        raise InputError(f"MLflow run {run_id}: there are no runs here yet")
     mlflow = import_mlflow()
     client = mlflow.MlflowClient(use_store(root))
     try:
@@ -128,6 +147,22 @@ def adopt(root: Path, run: StoredRun, parent: str, sweep: str, kind: str) -> Non
         client.set_tag(run.run_id, PARENT_TAG, parent)
         client.set_tag(run.run_id, SWEEP_TAG, sweep)
         client.set_tag(run.run_id, KIND_TAG, kind)
+
+
+@_raises_input_error
+def read_curve(root: Path, run_id: str) -> list[float]:
+    """A run's validation accuracy after each epoch so far."""
+    client = import_mlflow().MlflowClient(use_store(root))
+    history = client.get_metric_history(run_id, "validation/accuracy")
+    return [metric.value for metric in sorted(history, key=lambda metric: metric.step)]
+
+
+@_raises_input_error
+def end_early(root: Path, run_id: str, sweep: str, reason: str) -> None:
+    """Note that a sweep has ended a run, and why."""
+    client = import_mlflow().MlflowClient(use_store(root))
+    client.set_tag(run_id, f"{PRUNED_TAG}/{sweep}", reason)
+    client.set_terminated(run_id, "KILLED")
 
 
 @_raises_input_error

@@ -282,6 +282,11 @@ def _default_uri(root: Path) -> str:
     return f"sqlite:///{root / DATABASE}"
 
 
+def has_store(root: Path) -> bool:
+    """Whether there may be runs: looking for them in SQLite would make an empty database."""
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or (root / DATABASE).exists()
+
+
 def use_store(root: Path) -> str:
     """Point MLflow at `MLFLOW_TRACKING_URI`, or at SQLite below the project's root."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or _default_uri(root)

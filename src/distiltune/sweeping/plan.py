@@ -28,6 +28,7 @@ class Trial:
     name: str
     optimizer: str
     seed: int
+    rate: float | None  # the learning rate that it sets; None leaves the row's
     overrides: tuple[str, ...]
     targets: tuple[str, ...] = ()  # stages; none is all of them
 
@@ -59,6 +60,7 @@ class Planner:
         *,
         num_rates: int = 0,
         span: float = 1.0,
+        is_pruned: bool = False,
         name: str | None = None,
     ) -> None:
         """Check what is asked for.
@@ -70,6 +72,7 @@ class Planner:
             overrides: further changes of params, as `dvc exp run -S` takes them.
             num_rates: how many learning rates to try first for each variant.
             span: they reach from the row's rate divided by this to it times this.
+            is_pruned: whether hopeless ones of them are ended early.
             name: of the sweep; by default made of a digest of the settings.
 
         Raises:
@@ -97,10 +100,11 @@ class Planner:
         self.overrides = tuple(overrides)
         self.num_rates = num_rates
         self.span = span
+        self.is_pruned = is_pruned
         self.rows = params.optimizers
         self.root = root
         self._shared = self._settings(params)
-        search = [num_rates, span] if num_rates else []
+        search = [num_rates, span, *(["pruned"] if is_pruned else [])] if num_rates else []
         names = [trial.name for trial in self._trials({})]
         self.name = name or f"sweep-{_digest([*names, *search])}"
 
@@ -140,20 +144,23 @@ class Planner:
         is then judged by.
         """
         seed = next(number for number in range(len(self.seeds) + 1) if number not in self.seeds)
-        factors = np.geomspace(1 / self.span, self.span, self.num_rates)
-        trials = []
+        exponents = np.linspace(-1, 1, self.num_rates)
+        # From the middle outwards: the row's own rate is what hopeless ones are measured by.
+        factors = [self.span**exponent for exponent in sorted(exponents.tolist(), key=abs)]
+        rates = {}
         for optimizer in self.optimizers:
             middle = self.rows[optimizer].learning_rate
-            rates = dict.fromkeys(float(f"{middle * factor:.4g}") for factor in factors)
-            if len(rates) < self.num_rates or max(rates) > MAX_RATE:
+            rates[optimizer] = [float(f"{middle * factor:.4g}") for factor in factors]
+            if len(set(rates[optimizer])) < self.num_rates or max(rates[optimizer]) > MAX_RATE:
                 raise InputError(
-                    f"--search-rates, --span: {', '.join(map(str, rates))} for {optimizer}; "
-                    f"they must differ, and be at most {MAX_RATE:g}"
+                    f"--search-rates, --span: {', '.join(map(str, sorted(set(rates[optimizer]))))} "
+                    f"for {optimizer}; they must differ, and be at most {MAX_RATE:g}"
                 )
-            trials += [
-                self._trial(optimizer, seed, rate, ("rate", f"{rate:g}"), (SEARCH_TARGET,))
-                for rate in rates
-            ]
+        trials = [
+            self._trial(optimizer, seed, rate, ("rate", f"{rate:g}"), (SEARCH_TARGET,))
+            for same_place in zip(*rates.values(), strict=True)
+            for optimizer, rate in zip(rates, same_place, strict=True)
+        ]
         return self._sweep(trials, is_search=True)
 
     def sweep(self, rates: Mapping[str, float] | None = None) -> Sweep:
@@ -199,6 +206,7 @@ class Planner:
             name=name.replace(".", "_").replace("+", ""),
             optimizer=optimizer,
             seed=seed,
+            rate=rate,
             overrides=tuple(overrides),
             targets=targets,
         )

@@ -1,15 +1,17 @@
 """Runs a sweep through DVC's queue, and mirrors it in MLflow."""
 
+import contextlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from distiltune import InputError, store
 from distiltune.sweeping.plan import Sweep, Trial
+from distiltune.sweeping.pruning import hopeless_trials
 from distiltune.sweeping.queue import Queue
 
 POLL_SECONDS = 5.0
@@ -30,6 +32,8 @@ class SweepRunner:
         experiment: str,
         num_workers: int,
         check_workspace: Callable[[], None],
+        *,
+        is_pruned: bool = False,
     ) -> None:
         """Start nothing yet.
 
@@ -39,6 +43,7 @@ class SweepRunner:
             experiment: MLflow's, as in `tracking.experiment`.
             num_workers: how many experiments at a time.
             check_workspace: raises where it is not what the sweep was planned for.
+            is_pruned: whether hopeless trials are ended early; their curves come from MLflow.
         """
         self.root = root
         self.sweep = sweep
@@ -48,6 +53,8 @@ class SweepRunner:
         self.queue = Queue(root)
         self.attempts: dict[str, int] = {}
         self.failed: dict[str, str] = {}  # why, by the trial's name
+        self.pruned: dict[str, str] = {}  # the MLflow run, by the trial's name
+        self._is_pruned = is_pruned
         self._seen_running: dict[str, float] = {}
         self._durations: list[float] = []
         self._next_line = 0.0
@@ -79,17 +86,22 @@ class SweepRunner:
         done = self.queue.finished() & trials.keys()
         kind = "searching rates" if self.sweep.is_search else self.sweep.name
         say(f"{kind}: {len(trials)} experiments, {len(done)} of them done already")
-        if len(done) < len(trials):
+        if self._is_pruned:
+            self._recall_pruned(trials)
+        if len(done | self.pruned.keys()) < len(trials):
             self._prepare_data()
         num_finished, next_look = -1, 0.0
         while True:
             finished = self.queue.finished() & trials.keys()
             self._note_durations(finished)
-            missing = [name for name in trials if name not in finished and name not in self.failed]
+            over = finished | self.failed.keys() | self.pruned.keys()
+            missing = [name for name in trials if name not in over]
             if not missing:
                 break
             if len(finished) != num_finished or time.monotonic() >= next_look:
                 self._take_up(missing, trials)
+                if self._is_pruned:
+                    self._prune(trials)
                 num_finished = len(finished)
                 next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
             self._progress(len(trials), len(missing))
@@ -146,6 +158,42 @@ class SweepRunner:
         if to_queue or (is_waiting and self.queue.num_workers() < self.num_workers):
             self.queue.start(self.num_workers)
 
+    def _recall_pruned(self, trials: Collection[str]) -> None:
+        """Those that this sweep has ended before it was itself."""
+        with self._warning_of_no_pruning():
+            for run in store.find_runs(self.root, self.experiment):
+                name = run.dvc_experiment
+                if name and name in trials and self.sweep.name in run.pruned_in:
+                    self.pruned[name] = run.run_id
+
+    def _prune(self, trials: Collection[str]) -> None:
+        """End the hopeless among the running trials."""
+        tasks = self.queue.tasks()
+        with self._warning_of_no_pruning():
+            # The latest of each, which is not one of a broken attempt.
+            runs = {
+                run.dvc_experiment: run.run_id
+                for run in store.find_runs(self.root, self.experiment)
+                if run.dvc_experiment and run.dvc_experiment in trials
+            }
+            curves = {name: store.read_curve(self.root, run) for name, run in runs.items()}
+            hopeless = hopeless_trials(self.sweep.trials, self.queue.finished(), curves)
+            for name, reason in hopeless.items():
+                if name in tasks and tasks[name].status == "Running":
+                    self.queue.remove(tasks[name])
+                    if name not in self.queue.finished():  # in the last moment
+                        say(f"{name}: ended early: {reason}")
+                        store.end_early(self.root, runs[name], self.sweep.name, reason)
+                        self.pruned[name] = runs[name]
+
+    @contextlib.contextmanager
+    def _warning_of_no_pruning(self) -> Iterator[None]:
+        try:
+            yield
+        except InputError as error:
+            self._is_pruned = False
+            print(f"warning: {error}; no rate is ended early any more", file=sys.stderr)
+
     def _note_durations(self, finished: set[str]) -> None:
         for name in finished & self._seen_running.keys():
             self._durations.append(time.monotonic() - self._seen_running.pop(name))
@@ -159,7 +207,8 @@ class SweepRunner:
             rounds = num_missing / self.num_workers
             left = f", about {_minutes(statistics.median(self._durations) * rounds)} left"
         failed = f", {len(self.failed)} failed" if self.failed else ""
-        done = num_trials - num_missing - len(self.failed)
+        failed += f", {len(self.pruned)} ended early" if self.pruned else ""
+        done = num_trials - num_missing - len(self.failed) - len(self.pruned)
         running = min(len(self._seen_running), num_missing)
         say(f"{done} of {num_trials} done, {running} running{failed}{left}")
 
@@ -183,6 +232,9 @@ class SweepRunner:
         parent = store.parent_of_sweep(self.root, self.experiment, self.sweep.name)
         runs = store.find_runs(self.root, self.experiment)
         chosen_ids = {}
+        for run in runs:
+            if run.run_id in self.pruned.values():
+                store.adopt(self.root, run, parent, self.sweep.name, "pruned")
         for name, digest in weights.items():
             own = [run for run in runs if run.dvc_experiment == name]
             whole = [r for r in runs if r.weights_sha256 == digest and r.is_finished]
