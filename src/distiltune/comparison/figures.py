@@ -127,7 +127,7 @@ def _draw_curves(comparison: Comparison, styles: dict[str, Style]) -> Figure:
         if finite.size:
             starts.append(float(finite[0]))
             highest[style.number] = float(finite.max())
-    left.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     left.axhline(100 * comparison.target, color="grey", linewidth=0.8, linestyle=(0, (1, 3)))
     left.set(title="Validation accuracy", xlabel="epoch", ylabel="reviews that are right, %")
     right.set(title="Training loss", xlabel="step", ylabel="cross-entropy, mean of the steps")
@@ -149,9 +149,10 @@ def _draw_band(axes: Axes, places: Floats, values: Floats, style: Style) -> Floa
         markevery=max(1, len(places) // 8), linewidth=1.6,
     )  # fmt: skip
     if len(values) > 1:
-        axes.fill_between(
-            places, values.min(axis=0), values.max(axis=0), color=style.colour, alpha=0.12, lw=0
-        )
+        lowest, highest = values.min(axis=0), values.max(axis=0)
+        axes.fill_between(places, lowest, highest, color=style.colour, alpha=0.12, lw=0)
+        if len(places) == 1:  # which is no band
+            axes.vlines(places, lowest, highest, color=style.colour, linewidth=1)
     return means
 
 
