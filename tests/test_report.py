@@ -1,6 +1,7 @@
 """Runs put together by variant, and what a comparison of them shows: text, tables, page."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import re
@@ -19,12 +20,13 @@ from distiltune.comparison.matrices import agreement
 from distiltune.comparison.page import headline
 from distiltune.comparison.rates import RatePoint, rate_lines
 from distiltune.comparison.report import format_table, report_folder, to_json, write_report
-from distiltune.comparison.runs import Run, TriedRate
+from distiltune.comparison.runs import Run, TriedRate, best_rates
 
 TIMES = itertools.count()  # one run after the other
 NUM_REVIEWS = 240
 NUM_STEPS = 60
 CONDITIONS = {
+    "test split": "e" * 64,
     "training data": f'"{"0123456789abcdef" * 4}"',
     "training code": f'"{"fedcba9876543210" * 4}"',
     "model": '"tiny"',
@@ -409,7 +411,7 @@ def test_the_search_for_the_rates_is_drawn_and_told(tmp_path: Path) -> None:
             learning_rate=rate,
             validation_accuracy=0.8 + 100 * rate,
             validation_loss=0.5,
-            weights_sha256="ab",
+            stopped_early=rate == 1e-5,
         )
         for optimizer, rates in (("adam", (1e-5, 5e-5)), ("sgd", (1e-2,)))
         for rate in rates
@@ -417,7 +419,7 @@ def test_the_search_for_the_rates_is_drawn_and_told(tmp_path: Path) -> None:
     found = compare([make_run("adam"), make_run("sgd")], tried_rates=tried)
     assert rate_lines(found) == {
         "adam": [
-            RatePoint(rate=1e-5, accuracy=0.8 + 1e-3, variant="adam"),
+            RatePoint(rate=1e-5, accuracy=0.8 + 1e-3, variant="adam", stopped_early=True),
             RatePoint(rate=5e-5, accuracy=0.8 + 5e-3, variant="adam"),
         ]
     }
@@ -425,7 +427,56 @@ def test_the_search_for_the_rates_is_drawn_and_told(tmp_path: Path) -> None:
     assert "learning_rates.png" in {path.name for path in paths}
     assert len(to_json(found)["tried_rates"]) == 3
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
-    assert "3 runs with a seed of their own" in page
+    assert "3 did not diverge; 1 of these ended early" in " ".join(page.split())
+
+
+def test_one_variant_of_a_sweep_is_summarized(tmp_path: Path) -> None:
+    runs = [make_run("adam", seed) for seed in (1, 2)]
+    with pytest.raises(InputError, match="only runs of adam"):
+        compare(runs)
+    found = compare(runs, is_sweep=True)
+    assert found.pairs == () and found.variants[0].num_seeds == 2
+    assert "Pairs:" not in format_table(found)
+    paths = {path.name for path in write_report(found, tmp_path / "report", "one")}
+    assert "curves.png" in paths and not {"pairs.png", "agreement.png"} & paths
+    page = " ".join((tmp_path / "report/report.html").read_text(encoding="utf-8").split())
+    assert "Nothing was compared, because there is no other variant." in page
+    assert ">5e-05</td>" in page  # the learning rate
+
+
+def test_other_test_reviews_are_never_paired(tmp_path: Path) -> None:
+    runs = [make_run("adam", seed) for seed in (1, 2)]
+    other = {"test split": "f" * 64}
+    runs += [make_run("sgd", seed, conditions=other, num_reviews=50) for seed in (1, 2)]
+    with pytest.raises(InputError, match="test split: "):
+        compare(runs)
+    found = compare(runs, force=True)
+    assert found.pairs == () and len(found.variants) == 2
+    text = format_table(found)
+    assert "the test reviews differ, so no pair is compared on them" in text
+    assert "NOT COMPARABLE, forced:" in text
+    write_report(found, tmp_path / "report", "forced")
+
+
+def test_what_has_learned_nothing_sets_no_target() -> None:
+    idle = make_run("sgd", validation=(0.5, 0.5))
+    idle = dataclasses.replace(idle, predicted=np.zeros_like(idle.predicted))
+    found = compare([make_run("adam"), make_run("lion", validation=(0.7, 0.81)), idle])
+    assert found.target == 0.81
+    assert any("sgd has learned nothing with seed 1" in note for note in found.notes)
+    by_name = {variant.name: variant for variant in found.variants}
+    assert by_name["sgd"].epochs_to_target is None and by_name["lion"].epochs_to_target == 2
+
+
+def test_what_ended_early_is_no_candidate() -> None:
+    def tried(rate: float, accuracy: float, *, stopped: bool) -> TriedRate:
+        return TriedRate(
+            optimizer="adam", row_rate=rate, learning_rate=rate, validation_accuracy=accuracy,
+            validation_loss=0.5, stopped_early=stopped,
+        )  # fmt: skip
+
+    rates = [tried(1e-5, 0.9, stopped=True), tried(2e-5, 0.8, stopped=False)]
+    assert best_rates(rates)["adam"].row_rate == 2e-5
 
 
 def test_a_report_takes_the_place_of_the_one_before(

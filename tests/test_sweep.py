@@ -1,6 +1,7 @@
 """`distiltune sweep` and `compare` through DVC's queue, also when all of it is killed."""
 
 import contextlib
+import importlib.metadata
 import json
 import re
 import signal
@@ -19,7 +20,7 @@ from filelock import FileLock
 
 from distiltune import InputError, cli
 from distiltune.sweeping.plan import Planner
-from distiltune.sweeping.pruning import hopeless_trials, median_of_finished
+from distiltune.sweeping.pruning import median_bars
 from distiltune.sweeping.sweep import SweepRunner
 from tests.conftest import Project, environment
 from tests.test_pipeline import runs_of, wait_for_queue
@@ -295,56 +296,71 @@ def test_rates_are_searched_on_validation_and_then_frozen(project: Project) -> N
 
 
 @pytest.mark.parametrize(
-    ("curve", "finished", "median"),
+    ("curves", "bars"),
     [
-        ([0.60], [[0.70, 0.9], [0.80, 0.9]], 0.75),
-        ([0.60, 0.82], [[0.70, 0.9], [0.80, 0.9]], 0.825),  # of the means, 0.80 and 0.85
-        ([0.60, 0.83], [[0.70, 0.9], [0.80, 0.9]], None),
-        ([0.83, 0.50], [[0.70, 0.9], [0.80, 0.9]], None),  # its best so far counts
-        ([0.75], [[0.70, 0.9], [0.80, 0.9]], None),  # not below
-        ([0.60], [[0.70, 0.9], [0.90, 0.9], [0.50, 0.6]], 0.70),
-        ([0.10], [[0.70, 0.9]], None),
-        ([], [[0.70, 0.9], [0.80, 0.9]], None),
+        ([[0.7, 0.9, 0.8], [0.8, 0.9, 1.0]], (0.75, 0.825)),  # of the means, 0.80 and 0.85
+        ([[0.7, 0.9], [0.9, 0.9], [0.5, 0.6]], (0.7,)),
+        ([[0.7, 0.9]], None),  # of one there is no median
+        ([[0.7], [0.9]], None),  # nothing comes after the first epoch
+        ([], None),
     ],
 )
-def test_the_median_of_the_finished_decides(
-    curve: list[float], finished: list[list[float]], median: float | None
+def test_the_bars_are_the_median_of_the_running_means(
+    curves: list[list[float]], bars: tuple[float, ...] | None
 ) -> None:
-    assert median_of_finished(curve, finished) == (median and pytest.approx(median))
+    assert median_bars(curves) == (bars and pytest.approx(bars))
 
 
-def test_hopeless_is_measured_by_the_same_variant(project: Project) -> None:
-    trials = Planner(project.root, ["adam", "lion"], [1], num_rates=4, span=9).search().trials
-    adam, lion = ([t.name for t in trials if t.optimizer == name] for name in ("adam", "lion"))
-    curves = {adam[0]: [0.9, 0.9], adam[1]: [0.8, 0.8], adam[2]: [0.7], adam[3]: [0.86],
-              lion[0]: [0.6, 0.6], lion[1]: [0.5, 0.5], lion[2]: [0.6]}  # fmt: skip
-    finished = {*adam[:2], *lion[:2]}
-    found = hopeless_trials(trials, finished, curves)
-    assert list(found) == [adam[2]]
-    assert "70.00% in 1 epochs; the median of the 2 finished rates of adam is 85.00%" in str(found)
-    # What has finished is not ended, however bad it was.
-    assert not hopeless_trials(trials, {*finished, adam[2]}, curves)
+def test_the_middle_half_sets_the_bars_of_the_rest(project: Project) -> None:
+    def planner(num_rates: int) -> Planner:
+        return Planner(
+            project.root, ["adam", "lion"], [1], num_rates=num_rates, span=8.0, prunes=True
+        )
+
+    def rates(num_rates: int, bars: Any) -> list[float]:
+        trials = planner(num_rates).search(bars).trials
+        assert {trial.optimizer for trial in trials} == {"adam", "lion"}
+        return [round((trial.rate or 0) / 5e-5, 3) for trial in trials if trial.optimizer == "adam"]
+
+    none: dict[str, tuple[float, ...] | None] = {"adam": None, "lion": None}
+    assert rates(3, None) == [1, 0.125] and rates(3, none) == [8]
+    assert rates(5, None) == [1, 0.354, 2.828] and rates(5, none) == [0.125, 8]
+    found = planner(4)
+    first, rest = found.search(), found.search({"adam": (0.61, 0.7), "lion": None})
+    assert not any("stop_below" in str(trial.overrides) for trial in first.trials)
+    by_optimizer = {trial.optimizer: trial for trial in rest.trials}
+    assert "train.stop_below=[0.61,0.7]" in by_optimizer["adam"].overrides
+    assert "stop_below" not in str(by_optimizer["lion"].overrides)
+    # Other bars are other experiments, and pruning another sweep.
+    other = found.search({"adam": (0.62, 0.7), "lion": None})
+    lions = {trial.name for trial in rest.trials if trial.optimizer == "lion"}
+    assert {t.name for t in rest.trials} & {t.name for t in other.trials} == lions
+    assert found.name != Planner(project.root, ["adam", "lion"], [1], num_rates=4, span=8.0).name
+    with pytest.raises(InputError, match="--prune: needs --search-rates 3 or more"):
+        planner(2)
 
 
 @pytest.mark.slow
-def test_a_hopeless_rate_is_ended_early_and_once(project: Project) -> None:
-    project.change_params({"tracking.log_model": False, "train.epochs": 40})
+def test_a_hopeless_rate_ends_early(project: Project) -> None:
+    project.change_params({"tracking.log_model": False, "train.epochs": 12})
     project.commit()
-    command = ("distiltune", "sweep", "--optimizers", "adam", "--seeds", "1", "--jobs", "1",
-               "--search-rates", "4", "--span", "100", "--prune")  # fmt: skip
+    command = ("distiltune", "sweep", "--optimizers", "adam,lion", "--seeds", "1", "--jobs", "2",
+               "--search-rates", "3", "--span", "100", "--prune")  # fmt: skip
     output = project.run(*command).stdout
-    assert re.search(
-        r"^adam-rate-5e-07-\w+: ended early: validation accuracy", output, re.MULTILINE
-    )
-    assert re.search(r"of 4 from 5e-07 to 0\.005 .*; [12] were ended early", output)
-    ended = [run for run in runs_of(project) if run.data.tags.get("kind") == "pruned"]
-    assert "adam-rate-5e-07" in str([run.data.tags["dvc_experiment"] for run in ended])
-    for run in ended:
-        assert run.info.status == "KILLED" and "final/validation_accuracy" not in run.data.metrics
-        assert run.data.tags["dvc_experiment"] not in experiments(project)
+    assert "searching rates: 4 experiments" in output and "searching rates: 2 experi" in output
+    _, below = children(project)
+    searched = [run for run in below if run.data.tags["kind"] == "search"]
+    stopped = [run for run in searched if run.data.metrics["final/stopped_early"]]
+    assert len(searched) == 6 and len(below) == 8
+    said = re.findall(r"; (\d) ended early", output)
+    assert stopped and sum(map(int, said)) == len(stopped)
+    for run in stopped:
+        bars = json.loads(run.data.params["train.stop_below"])
+        num_epochs = int(run.data.metrics["final/num_epochs"])
+        assert len(bars) == 11 and num_epochs < 12
+        assert run.data.metrics["final/validation_accuracy"] < bars[num_epochs - 1]
     again = project.run(*command).stdout
-    assert "preparing the data" not in again and "running" not in again
-    assert len(runs_of(project)) == 6  # the sweep's, four rates, one seed
+    assert "preparing the data" not in again and len(children(project)[1]) == 8
 
 
 def test_a_file_of_the_users_that_has_changed_means_other_experiments(
@@ -357,6 +373,22 @@ def test_a_file_of_the_users_that_has_changed_means_other_experiments(
     assert plan() == first
     file.write_text("review,sentiment\nGood.,0\nBad.,1\n")
     assert not set(plan().values()) & set(first.values())
+
+
+def test_another_version_or_order_of_overrides_means_other_experiments(
+    plan: Callable[..., dict[tuple[str, int], str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `compare` would refuse to compare must not be taken for done; the last `-S` holds."""
+    first = plan(overrides=["train.epochs=1", "train.epochs=2"])
+    assert not set(plan(overrides=["train.epochs=2", "train.epochs=1"]).values()) & set(
+        first.values()
+    )
+    version = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "0" if name == "torch" else version(name)
+    )
+    again = plan(overrides=["train.epochs=1", "train.epochs=2"])
+    assert not set(again.values()) & set(first.values())
 
 
 def test_a_workspace_that_changes_meanwhile_stops_the_sweep(project: Project) -> None:
@@ -389,7 +421,20 @@ def test_one_sweep_at_a_time(project: Project) -> None:
         (["adam"], [1, 1], [], "--seeds: 1, 1: one is named twice"),
         (["adam"], [1], ["seed=3"], "-S seed=3: the sweep sets this itself"),
         (["adam"], [1], ["params.yaml:optimizer=lion"], "the sweep sets this itself"),
-        (["adam"], [1], ["train.epoch=1"], "params.yaml has no train.epoch; did you mean epochs"),
+        (
+            ["adam"],
+            [1],
+            ["train.epoch=1"],
+            "params.yaml has no train.epoch; did you mean train.epochs",
+        ),
+        (["adam"], [1], ["train.epochs"], "-S train.epochs: must be KEY=VALUE"),
+        (
+            ["adam"],
+            [1],
+            ["train.epochs=0"],
+            "-S train.epochs=0: train.epochs: 0: should be greater",
+        ),
+        (["adam"], [1], ["train.epochs=[1"], "-S train.epochs=[1: "),
         (["adam"], [1], ["dataset=csv"], "-S dataset=csv: write it into params.yaml"),
     ],
 )
@@ -424,7 +469,7 @@ def test_a_bad_option_is_named(
 
 def test_what_is_not_there_is_named(prepared: Project) -> None:
     for arguments, words in (
-        (["gone"], "there is no sweep 'gone' in MLflow (nor any other)"),
+        (["gone"], "there is no sweep 'gone' in MLflow; nor any other"),
         (["--runs", "0" * 32], f"MLflow run {'0' * 32}: "),
         (["--experiments", "gone"], "'gone' is no experiment"),
         ([], "a comparison needs two variants or more, and there are no runs"),

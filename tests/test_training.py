@@ -155,6 +155,30 @@ def test_the_best_epoch_can_be_kept(prepared: Project) -> None:
     assert history.summary()["validation_accuracy"] == pytest.approx(max(accuracies))
 
 
+@pytest.mark.parametrize("engine", ["native", "trainer"])
+def test_a_hopeless_training_ends_after_its_epoch(prepared: Project, engine: str) -> None:
+    config = change(dataclasses.replace(read(prepared)[0], engine=engine), epochs=4)
+    _, whole = fit(prepared, config)
+    accuracies = [record.validation_accuracy for record in whole.epochs]
+    best = max(accuracies[:2])
+    # As good as the bar is good enough, and the best so far counts.
+    _, kept = fit(prepared, change(config, stop_below=(accuracies[0], best, 0.0)))
+    assert len(kept.epochs) == 4 and not kept.summary()["stopped_early"]
+    bars = (accuracies[0], best + 1e-6, 1.0)
+    model, ended = fit(prepared, change(config, stop_below=bars))
+    assert [record.validation_accuracy for record in ended.epochs] == accuracies[:2]
+    summary = ended.summary()
+    assert summary["stopped_early"] and summary["num_epochs"] == ended.kept_epoch == 2
+    assert summary["num_steps"] == whole.epochs[1].step
+    # The model is that of the last epoch; the schedule has not been shortened.
+    _, _, validation = read(prepared)
+    right = predict_logits(model, validation, CPU).argmax(1) == validation.labels
+    assert right.float().mean().item() == pytest.approx(accuracies[1])
+    # After the last epoch there is nothing to end.
+    _, last = fit(prepared, change(config, stop_below=(0.0, 0.0, 0.0, 1.0)))
+    assert len(last.epochs) == 4 and not last.summary()["stopped_early"]
+
+
 def test_running_accuracy_counts_each_review_once(prepared: Project) -> None:
     _, history = fit(prepared)
     for record in history.epochs:

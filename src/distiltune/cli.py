@@ -46,9 +46,8 @@ def parser() -> argparse.ArgumentParser:
                        help="the rates reach from the row's divided by this to it times this "
                        "(default: 8)")  # fmt: skip
     sweep.add_argument("--prune", action="store_true",
-                       help="end a rate early whose validation accuracy is below the median of "
-                       "its variant's finished ones (reads MLflow; what is ended may hang on "
-                       "which was faster)")  # fmt: skip
+                       help="first run the middle half of the rates, and end those of the others "
+                       "early that do not come up to their median")  # fmt: skip
     sweep.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE",
                        help="change a param in all experiments, as in `dvc exp run`")  # fmt: skip
     _add_output_options(sweep)

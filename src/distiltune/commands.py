@@ -22,7 +22,8 @@ from distiltune.comparison.runs import (
 )
 from distiltune.config import load_params
 from distiltune.runtime import project_root
-from distiltune.sweeping.plan import Planner
+from distiltune.sweeping.plan import Planner, Trial
+from distiltune.sweeping.pruning import median_bars
 from distiltune.sweeping.sweep import SweepRunner, say
 
 REPORTS = Path("reports")
@@ -42,7 +43,7 @@ def run_sweep(arguments: argparse.Namespace) -> None:
         raise InputError("--prune: goes with --search-rates")
     planner = Planner(
         root, arguments.optimizers, arguments.seeds, arguments.set_param,
-        num_rates=arguments.search_rates, span=arguments.span or SPAN, is_pruned=arguments.prune,
+        num_rates=arguments.search_rates, span=arguments.span or SPAN, prunes=arguments.prune,
         name=arguments.name,
     )  # fmt: skip
     # Now, and not after hours.
@@ -66,8 +67,8 @@ def run_sweep(arguments: argparse.Namespace) -> None:
             searched()
         parent = runner.mirror(weights)
         store.end(root, parent, is_complete=not runner.failed)
-    if len({run.optimizer for run in runs}) > 1:
-        comparison = compare(runs, target=arguments.target, tried_rates=tried)
+    if runs:
+        comparison = compare(runs, target=arguments.target, tried_rates=tried, is_sweep=True)
         files = _report(comparison, planner.name, arguments)
         if parent is not None:
             with _warning_where_mlflow_fails():
@@ -86,35 +87,47 @@ def _search_rates(
     """
     if not planner.num_rates:
         return None, []
-    search = planner.search()
-    runner = SweepRunner(
-        root, search, experiment, num_workers, planner.check_workspace, is_pruned=planner.is_pruned
-    )
-    done = runner.run()
-    tried = [tried_rate(root, trial.name) for trial in done]
-    weights = {t.name: r.weights_sha256 for t, r in zip(done, tried, strict=True)}
-    # Fewer tries than the others had would be unfair.
-    if lost := len(runner.failed) - runner.num_diverged:
-        raise InputError(f"{lost} of {len(search.trials)} tried rates failed")
+    trials: list[Trial] = []
+    tried: list[TriedRate] = []
+    weights: dict[str, str] = {}
+    diverged: set[str] = set()
+    for is_rest in (False, True) if planner.prunes else (False,):
+        search = planner.search(_bars(planner, tried) if is_rest else None)
+        runner = SweepRunner(root, search, experiment, num_workers, planner.check_workspace)
+        done = runner.run()
+        # Fewer tries than the others had would be unfair.
+        if lost := len(runner.failed) - runner.num_diverged:
+            raise InputError(f"{lost} of {len(search.trials)} tried rates failed")
+        trials += search.trials
+        diverged |= runner.failed.keys()
+        for trial in done:
+            tried.append(tried_rate(root, trial.name))
+            weights[trial.name] = tried[-1].weights_sha256
     best = best_rates(tried)
     for name in planner.optimizers:
+        own = [trial for trial in trials if trial.optimizer == name]
         if name not in best:
-            raise InputError(
-                f"{name}: the training diverged with each of {planner.num_rates} rates"
-            )
-        trials = [trial for trial in search.trials if trial.optimizer == name]
-        rates = [trial.rate for trial in trials if trial.rate is not None]
-        diverged = sum(trial.name in runner.failed for trial in trials)
-        pruned = sum(trial.name in runner.pruned for trial in trials)
+            raise InputError(f"{name}: the training diverged with each of {len(own)} rates")
+        rates = [trial.rate for trial in own if trial.rate is not None]
+        num_diverged = sum(trial.name in diverged for trial in own)
+        num_stopped = sum(rate.stopped_early for rate in tried if rate.optimizer == name)
         at_edge = best[name].row_rate in (min(rates), max(rates))
         say(
             f"{name}: learning rate {best[name].row_rate:g} of {len(rates)} from {min(rates):g} "
             f"to {max(rates):g} (validation accuracy {best[name].validation_accuracy:.2%})"
-            f"{f'; with {diverged} of them the training diverged' if diverged else ''}"
-            f"{f'; {pruned} were ended early' if pruned else ''}"
+            f"{f'; with {num_diverged} of them the training diverged' if num_diverged else ''}"
+            f"{f'; {num_stopped} ended early' if num_stopped else ''}"
             f"{'; at the edge: a better one may lie beyond' if at_edge else ''}"
         )
     return functools.partial(runner.mirror, weights), tried
+
+
+def _bars(planner: Planner, finished: Sequence[TriedRate]) -> dict[str, tuple[float, ...] | None]:
+    """What the first rates of each variant set for its others."""
+    return {
+        name: median_bars([rate.curve for rate in finished if rate.optimizer == name])
+        for name in planner.optimizers
+    }
 
 
 def run_compare(arguments: argparse.Namespace) -> None:
@@ -134,8 +147,8 @@ def run_compare(arguments: argparse.Namespace) -> None:
         stored = store.find_runs(root, load_params(root / "params.yaml").tracking.experiment)
         sweeps = {run.sweep: run.run_id for run in stored if run.kind == "sweep" and run.sweep}
         if arguments.sweep and arguments.sweep not in sweeps:
-            known = ", ".join(sweeps) or "nor any other"
-            raise InputError(f"there is no sweep {arguments.sweep!r} in MLflow ({known})")
+            known = f"there are: {', '.join(sweeps)}" if sweeps else "nor any other"
+            raise InputError(f"there is no sweep {arguments.sweep!r} in MLflow; {known}")
         if sweeps:
             name = arguments.sweep or list(sweeps)[-1]
             parent = sweeps[name]
@@ -145,7 +158,10 @@ def run_compare(arguments: argparse.Namespace) -> None:
         else:
             runs = _all_with_records(root, stored)
     _check_outputs(arguments, root / REPORTS / name)
-    comparison = compare(runs, target=arguments.target, force=arguments.force, tried_rates=tried)
+    comparison = compare(
+        runs, target=arguments.target, force=arguments.force, tried_rates=tried,
+        is_sweep=parent is not None,
+    )  # fmt: skip
     files = _report(comparison, name, arguments)
     if parent is not None:
         _log_to_sweep(root, parent, comparison, files)
@@ -180,7 +196,11 @@ def _log_to_sweep(root: Path, parent: str, comparison: Comparison, files: Sequen
         parent,
         f"{len(comparison.variants)} variants, {comparison.num_reviews:,} test reviews. The "
         f"whole comparison is among the artifacts.\n\n{sentences}",
-        {f"accuracy/{_metric_name(v.name)}": v.mean for v in comparison.variants},
+        {
+            f"{kind}/{_metric_name(variant.name)}": value
+            for variant in comparison.variants
+            for kind, value in (("accuracy", variant.mean), ("rate", variant.learning_rate))
+        },
         files,
     )
 

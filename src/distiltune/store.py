@@ -9,16 +9,18 @@ from typing import Any, ParamSpec, TypeVar
 
 from distiltune import InputError
 from distiltune.tracking import (
+    CHECKOUT_TAG,
     EXPERIMENT_TAG,
     WEIGHTS_TAG,
+    checkout_id,
     experiment_id,
+    find_experiment,
     has_store,
     import_mlflow,
     use_store,
 )
 
 SWEEP_TAG, KIND_TAG, PARENT_TAG = "sweep", "kind", "mlflow.parentRunId"
-PRUNED_TAG = "pruned"  # with "/" and the sweep's name
 MAX_REASON = 200  # characters of MLflow's own message
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,7 +41,7 @@ class StoredRun:
     sweep: str | None
     kind: str | None  # of a sweep: "sweep" itself, or below it "trial" or "search"
     parent: str | None
-    pruned_in: frozenset[str]  # the sweeps that have ended it early
+    is_ours: bool  # of this checkout; a server may have others' too
 
 
 def _raises_input_error(method: Callable[P, R]) -> Callable[P, R]:
@@ -47,11 +49,10 @@ def _raises_input_error(method: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(method)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
-        from mlflow.exceptions import MlflowException
-
+        mlflow = import_mlflow()
         try:
             return method(*args, **kwargs)
-        except (MlflowException, OSError) as error:
+        except (mlflow.exceptions.MlflowException, OSError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             server = os.environ.get("MLFLOW_TRACKING_URI")
             where = f" at {server} (MLFLOW_TRACKING_URI)" if server else ""
@@ -68,16 +69,14 @@ def find_runs(root: Path, experiment: str) -> list[StoredRun]:
         root: the main checkout.
         experiment: its name.
     """
-    if not has_store(root):
+    number = find_experiment(root, experiment)
+    if number is None:
         return []
     client = import_mlflow().MlflowClient(use_store(root))
-    made = client.get_experiment_by_name(experiment)
     found: list[Any] = []
-    token = None if made else ""
+    token = None
     while token is None or token:
-        page = client.search_runs(
-            [made.experiment_id], order_by=["start_time ASC"], page_token=token
-        )
+        page = client.search_runs([number], order_by=["start_time ASC"], page_token=token)
         found += list(page)
         token = page.token or ""
     return [
@@ -91,9 +90,7 @@ def find_runs(root: Path, experiment: str) -> list[StoredRun]:
             sweep=run.data.tags.get(SWEEP_TAG),
             kind=run.data.tags.get(KIND_TAG),
             parent=run.data.tags.get(PARENT_TAG),
-            pruned_in=frozenset(
-                tag.partition("/")[2] for tag in run.data.tags if tag.startswith(f"{PRUNED_TAG}/")
-            ),
+            is_ours=run.data.tags.get(CHECKOUT_TAG) == checkout_id(root),
         )
         for run in found
     ]
@@ -147,22 +144,6 @@ def adopt(root: Path, run: StoredRun, parent: str, sweep: str, kind: str) -> Non
         client.set_tag(run.run_id, PARENT_TAG, parent)
         client.set_tag(run.run_id, SWEEP_TAG, sweep)
         client.set_tag(run.run_id, KIND_TAG, kind)
-
-
-@_raises_input_error
-def read_curve(root: Path, run_id: str) -> list[float]:
-    """A run's validation accuracy after each epoch so far."""
-    client = import_mlflow().MlflowClient(use_store(root))
-    history = client.get_metric_history(run_id, "validation/accuracy")
-    return [metric.value for metric in sorted(history, key=lambda metric: metric.step)]
-
-
-@_raises_input_error
-def end_early(root: Path, run_id: str, sweep: str, reason: str) -> None:
-    """Note that a sweep has ended a run, and why."""
-    client = import_mlflow().MlflowClient(use_store(root))
-    client.set_tag(run_id, f"{PRUNED_TAG}/{sweep}", reason)
-    client.set_terminated(run_id, "KILLED")
 
 
 @_raises_input_error

@@ -13,7 +13,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
@@ -22,6 +23,7 @@ from filelock import FileLock
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 WEIGHTS_TAG, EXPERIMENT_TAG = "weights_sha256", "dvc_experiment"
+CHECKOUT_TAG = "checkout"
 # Kept with the logged model as its input example.
 EXAMPLE = "The plot is thin, but the acting is superb."
 # What the logged model needs where it is loaded.
@@ -99,7 +101,7 @@ class TrackedRun:
 
     @_mirrored
     def find(self, weights_sha256: str) -> None:
-        """Take up the run whose weights have this checksum, if there is one.
+        """Take up this checkout's run whose weights have this checksum, if there is one.
 
         Of several it is this experiment's, else the latest.
         """
@@ -109,7 +111,8 @@ class TrackedRun:
             filter_string=f"tags.{WEIGHTS_TAG} = '{weights_sha256}'",
             order_by=["attributes.start_time DESC"],
         )
-        # Two experiments may have come to the same weights.
+        # Two experiments may have come to the same weights, and two checkouts.
+        runs = [r for r in runs if r.data.tags.get(CHECKOUT_TAG) == checkout_id(self.root)]
         own = [r for r in runs if r.data.tags.get(EXPERIMENT_TAG) == os.environ.get("DVC_EXP_NAME")]
         if runs:
             self.run_id = (own or runs)[0].info.run_id
@@ -246,19 +249,51 @@ class TrackedRun:
 def experiment_id(root: Path, name: str) -> str:
     """The id of an MLflow experiment, which the first process that wants it makes."""
     mlflow = import_mlflow()
-    uri = use_store(root)
-    is_ours = uri == _default_uri(root)
-    # Two processes that both make a new database would each find half a one. A server is not
-    # waited for with the lock held: others may have another store.
-    lock = FileLock(root / ".dvc" / "tmp" / "mlflow.lock")
-    with lock if is_ours else contextlib.nullcontext():
+    with _making_the_store(root):
         found = mlflow.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
+        is_ours = use_store(root) == _default_uri(root)
         location = (root / ARTIFACTS).as_uri() if is_ours else None
         # The UI opens such an experiment on its runs and models.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         return str(mlflow.create_experiment(name, location, tags))
+
+
+def find_experiment(root: Path, name: str) -> str | None:
+    """The id of an MLflow experiment if there is one; makes nothing."""
+    if not has_store(root):
+        return None
+    with _making_the_store(root):
+        found = import_mlflow().get_experiment_by_name(name)
+    return None if found is None else str(found.experiment_id)
+
+
+@contextlib.contextmanager
+def _making_the_store(root: Path) -> Iterator[None]:
+    """Alone with our own store, whose database the first look into it makes.
+
+    Two processes that did so at once would each find half a database. A server is not
+    waited for with the lock held: others may have another store.
+    """
+    is_ours = use_store(root) == _default_uri(root)
+    with FileLock(root / ".dvc" / "tmp" / "mlflow.lock") if is_ours else contextlib.nullcontext():
+        yield
+
+
+def has_store(root: Path) -> bool:
+    """Whether there may be runs: looking for them in SQLite would make an empty database."""
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or (root / DATABASE).exists()
+
+
+def checkout_id(root: Path) -> str:
+    """A number of this checkout's own: runs of others on the same server are not touched."""
+    file = root / ".dvc" / "tmp" / "checkout"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".dvc" / "tmp" / "checkout.lock"):
+        if not file.exists():
+            file.write_text(uuid.uuid4().hex, encoding="utf-8")
+        return file.read_text(encoding="utf-8")
 
 
 def import_mlflow() -> Any:
@@ -282,11 +317,6 @@ def _default_uri(root: Path) -> str:
     return f"sqlite:///{root / DATABASE}"
 
 
-def has_store(root: Path) -> bool:
-    """Whether there may be runs: looking for them in SQLite would make an empty database."""
-    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or (root / DATABASE).exists()
-
-
 def use_store(root: Path) -> str:
     """Point MLflow at `MLFLOW_TRACKING_URI`, or at SQLite below the project's root."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or _default_uri(root)
@@ -296,8 +326,8 @@ def use_store(root: Path) -> str:
 
 
 def _context_tags(root: Path) -> dict[str, str]:
-    """What DVC and git say of the run: experiment, baseline, commit."""
-    tags = {}
+    """What DVC and git say of the run: experiment, baseline, commit; and which checkout's it is."""
+    tags = {CHECKOUT_TAG: checkout_id(root)}
     for name, variable in (
         (EXPERIMENT_TAG, "DVC_EXP_NAME"),
         ("dvc_baseline", "DVC_EXP_BASELINE_REV"),

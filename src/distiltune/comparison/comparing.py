@@ -12,7 +12,7 @@ import numpy as np
 
 from distiltune import InputError
 from distiltune.comparison.pairs import Pair, compare_pairs
-from distiltune.comparison.runs import Run, TriedRate
+from distiltune.comparison.runs import TEST_SPLIT, Run, TriedRate
 from distiltune.comparison.statistics import mean_with_deviation
 
 DIGEST_LENGTH = 12
@@ -28,6 +28,7 @@ class VariantSummary:
     """
 
     name: str
+    learning_rate: float  # after the model's multiplier
     num_seeds: int
     seeds: tuple[int, ...]
     mean: float  # of the test accuracy
@@ -53,7 +54,7 @@ class Comparison:
 
     runs: Mapping[str, tuple[Run, ...]]  # by variant, by seed
     variants: tuple[VariantSummary, ...]  # best mean accuracy first
-    pairs: tuple[Pair, ...]
+    pairs: tuple[Pair, ...]  # none of one variant, or on different test reviews
     target: float  # validation accuracy
     num_reviews: int
     differences: tuple[str, ...]
@@ -67,21 +68,25 @@ def compare(
     target: float | None = None,
     force: bool = False,
     tried_rates: Sequence[TriedRate] = (),
+    is_sweep: bool = False,
 ) -> Comparison:
     """Group runs by variant and compare these with each other.
 
     Args:
         runs: in the order of time; of two with the same variant and seed the later counts.
-        target: validation accuracy to reach; by default the highest that all runs reach.
-        force: compare what is not comparable too, and say so in the result.
+        target: validation accuracy to reach; by default the highest that all runs reach, but
+            for those that give every review the same class.
+        force: compare what is not comparable too, and say so in the result. Runs on different
+            test reviews are put side by side, and no pair of them is tested.
         tried_rates: the search for the variants' learning rates, for the report.
+        is_sweep: of which one variant alone is summarized too.
 
     Raises:
         InputError: there are fewer than two variants, or the runs differ in more than the
             variant and the seed.
     """
     grouped, notes = _by_variant(runs)
-    if len(grouped) < 2:
+    if len(grouped) < (1 if is_sweep else 2):
         found = f"only runs of {', '.join(grouped)}" if grouped else "no runs"
         raise InputError(f"a comparison needs two variants or more, and there are {found}")
     differences = tuple(_differences(grouped))
@@ -97,15 +102,27 @@ def compare(
             "some of these runs were trained beside each other: their seconds (and the steps of "
             "their optimizers) are longer for it"
         )
+    idle = [run for run in every if len(np.unique(run.predicted)) == 1]
+    for name, group in grouped.items():
+        if seeds := [str(run.seed) for run in group if run in idle]:
+            notes.append(
+                f"{name} has learned nothing with seed {', '.join(seeds)}: every test review gets "
+                "the same class"
+            )
     if target is None:
-        reached = [max(epoch["validation_accuracy"] for epoch in run.epochs) for run in every]
+        learned = [run for run in every if run not in idle] or every
+        reached = [max(epoch["validation_accuracy"] for epoch in run.epochs) for run in learned]
         # Rounded down, so that it reads well and all still reach it.
         target = math.floor(min(reached) * 1000) / 1000
     summaries = [_summarize(name, group, target) for name, group in grouped.items()]
     summaries.sort(key=lambda summary: -summary.mean)
-    pairs = compare_pairs(
-        {s.name: {run.seed: run.right for run in grouped[s.name]} for s in summaries}
-    )
+    pairs: Sequence[Pair] = ()
+    if len({run.conditions[TEST_SPLIT] for run in every}) > 1:
+        notes.append("the test reviews differ, so no pair is compared on them")
+    elif len(grouped) > 1:
+        pairs = compare_pairs(
+            {s.name: {run.seed: run.right for run in grouped[s.name]} for s in summaries}
+        )
     return Comparison(
         runs={summary.name: grouped[summary.name] for summary in summaries},
         variants=tuple(summaries),
@@ -206,6 +223,7 @@ def _summarize(name: str, runs: Sequence[Run], target: float) -> VariantSummary:
 
     return VariantSummary(
         name=name,
+        learning_rate=runs[0].variant_params["learning_rate"],
         num_seeds=len(runs),
         seeds=tuple(run.seed for run in runs),
         mean=accuracy.mean,

@@ -78,7 +78,8 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Picture]:
 
     Returns:
         The pictures in the order to look at them. That of the learning rates is among them
-        only where some optimizer was run with two or more, here or in the search before.
+        only where some optimizer was run with two or more, here or in the search before;
+        those of the pairs only where there are some.
     """
     styles = styles_of(comparison)
     drawn = [
@@ -89,10 +90,11 @@ def write_figures(comparison: Comparison, folder: Path) -> list[Picture]:
     if lines:
         drawn.append((draw_learning_rates(lines, styles), LEARNING_RATES))
     names = [wrapped(style.label) for style in styles.values()]
-    drawn += [
-        (draw_pairs(comparison, names), PAIRS),
-        (draw_agreement(comparison, names), AGREEMENT),
-    ]
+    if comparison.pairs:
+        drawn += [
+            (draw_pairs(comparison, names), PAIRS),
+            (draw_agreement(comparison, names), AGREEMENT),
+        ]
     for figure, picture in drawn:
         # Without the version of matplotlib, so that equal pictures are equal files.
         figure.savefig(folder / picture.file, dpi=DOTS_PER_INCH, metadata={"Software": None})

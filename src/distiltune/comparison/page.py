@@ -14,6 +14,7 @@ from distiltune.comparison.pairs import Pair, Verdict
 from distiltune.comparison.statistics import ALPHA, NUM_RESAMPLES, POWER
 from distiltune.comparison.tables import (
     MISSING,
+    Column,
     accuracy_columns,
     cost_columns,
     grouped,
@@ -59,7 +60,8 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    columns = [*accuracy_columns(comparison), *cost_columns(comparison)]
+    rate = Column(group="", header="learning rate", cell=lambda v: f"{v.learning_rate:.3g}")
+    columns = [rate, *accuracy_columns(comparison), *cost_columns(comparison)]
     return environment.get_template(TEMPLATE.name).render(
         title=title,
         comparison=comparison,
@@ -82,6 +84,14 @@ def render_page(
 def headline(comparison: Comparison) -> str:
     """Which variant is first, and whether that means something, in two sentences."""
     first, *others = comparison.variants
+    seeds = "one seed" if first.num_seeds == 1 else f"{first.num_seeds} seeds"
+    if not comparison.pairs:
+        least = "the highest mean test accuracy" if others else "a mean test accuracy"
+        why = "the test reviews differ" if others else "there is no other variant"
+        return (
+            f"{first.name} has {least}, {percent(first.mean)} % over {seeds}. "
+            f"Nothing was compared, because {why}."
+        )
     equal = [variant.name for variant in others if variant.mean == first.mean]
     if equal:
         names = [first.name, *equal]
@@ -106,7 +116,6 @@ def headline(comparison: Comparison) -> str:
         if found := by_verdict.get(verdict):
             who = _listed(found) if len(found) <= MAX_NAMES else f"{len(found)} others"
             parts.append(text.format(whole if 1 < len(found) == len(others) else who))
-    seeds = "one seed" if first.num_seeds == 1 else f"{first.num_seeds} seeds"
     said = "; ".join(parts)
     return (
         f"{first.name} has the highest mean test accuracy, {percent(first.mean)} % over {seeds}. "

@@ -24,6 +24,7 @@ class RatePoint:
     rate: float
     accuracy: float
     variant: str | None  # of the comparison; None where it may be one of several
+    stopped_early: bool = False
 
 
 def rate_lines(comparison: Comparison) -> dict[str, list[RatePoint]]:
@@ -41,6 +42,7 @@ def rate_lines(comparison: Comparison) -> dict[str, list[RatePoint]]:
             rate=tried.learning_rate,
             accuracy=tried.validation_accuracy,
             variant=variants[0] if len(variants) == 1 else None,
+            stopped_early=tried.stopped_early,
         )
         lines.setdefault(tried.optimizer, []).append(point)
     lines |= _lines_of_runs(comparison)
@@ -65,16 +67,20 @@ def draw_learning_rates(lines: dict[str, list[RatePoint]], styles: dict[str, Sty
         handles[name] = only.handle(only.line) if only else grey
     figure = new_figure(4.6, list(handles.values()))
     axes = figure.subplots()
+    has_hollow = False
     for name, points in lines.items():
         by_rate: dict[float, list[float]] = {}
         highest: dict[str, RatePoint] = {}
         for point in sorted(points, key=lambda point: point.accuracy):
             by_rate.setdefault(point.rate, []).append(100 * point.accuracy)
             style = styles[point.variant] if point.variant else None
+            colour = style.colour if style else "0.5"
             axes.scatter(
-                point.rate, 100 * point.accuracy, 30,
-                color=style.colour if style else "0.5", marker=style.marker if style else "o",
+                point.rate, 100 * point.accuracy, 30, edgecolors=colour,
+                facecolors="white" if point.stopped_early else colour,
+                marker=style.marker if style else "o",
             )  # fmt: skip
+            has_hollow |= point.stopped_early
             if point.variant:
                 highest[point.variant] = point
         for variant, point in highest.items():
@@ -91,7 +97,7 @@ def draw_learning_rates(lines: dict[str, list[RatePoint]], styles: dict[str, Sty
     every = sorted({point.rate for points in lines.values() for point in points})
     _tick_rates(axes, every)
     axes.set(
-        title="Validation accuracy by learning rate",
+        title=f"Validation accuracy by learning rate{' (hollow: ended early)' * has_hollow}",
         xlabel="learning rate (logarithmic)",
         ylabel="validation reviews that are right, %",
     )

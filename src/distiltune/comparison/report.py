@@ -31,7 +31,8 @@ def format_table(comparison: Comparison) -> str:
             f"{MISSING}: not measured, or not reached by every run"
         ]
     )
-    blocks.append(_list("Pairs:", [pair.sentence for pair in comparison.pairs]))
+    if comparison.pairs:
+        blocks.append(_list("Pairs:", [pair.sentence for pair in comparison.pairs]))
     if comparison.notes:
         blocks.append(_list("Notes:", comparison.notes))
     if comparison.differences:
@@ -114,6 +115,8 @@ def write_report(comparison: Comparison, folder: Path, title: str) -> list[Path]
             "runs.csv": content["runs"],
         }
         for name, rows in tables.items():
+            if not rows:
+                continue  # of pairs there may be none
             cells = [_cells(row) for row in rows]
             write_csv(partial / name, list(cells[0]), (row.values() for row in cells))
         pictures = write_figures(comparison, partial)

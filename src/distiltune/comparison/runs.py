@@ -28,6 +28,7 @@ FILES = {
 }
 # What a variant is made of, and what two of its runs may differ in.
 VARIANT_PARAMS = ("optimizer", "learning_rate")
+TEST_SPLIT = "test split"
 FREE_PARAMS = ("seed", "train.log_every_steps")
 
 
@@ -63,6 +64,7 @@ def read_run(folder: Path, source: str) -> Run:
     rows, labels, predicted = (table[name].to_numpy() for name in table.column_names)
     test_split = hashlib.sha256(np.stack([rows, labels]).astype("<i8").tobytes())
     steps, epochs = read_metrics(folder)
+    summary = read_json(folder / SUMMARY_FILE)
 
     def is_variant(name: str) -> bool:
         return name in VARIANT_PARAMS or name.startswith("optimizer.")
@@ -70,11 +72,12 @@ def read_run(folder: Path, source: str) -> Run:
     conditions = {
         "training data": facts["dataset_digest"],
         "validation data": facts["validation_digest"],
-        "test split": test_split.hexdigest(),
+        TEST_SPLIT: test_split.hexdigest(),
         "training code": facts["code_digest"],
         "hardware": facts["tags"]["device"],
         "torch": facts["tags"]["torch"],
         "transformers": facts["tags"]["transformers"],
+        "epochs done": summary["num_epochs"],
         **{n: v for n, v in params.items() if n not in FREE_PARAMS and not is_variant(n)},
     }
     return Run(
@@ -87,7 +90,7 @@ def read_run(folder: Path, source: str) -> Run:
         right=predicted == labels,
         accuracy=test["accuracy"],
         loss=test["loss"],
-        summary=read_json(folder / SUMMARY_FILE),
+        summary=summary,
         steps=steps,
         epochs=epochs,
     )
@@ -139,7 +142,10 @@ class TriedRate:
     learning_rate: float  # after the model's multiplier
     validation_accuracy: float
     validation_loss: float
-    weights_sha256: str = ""  # where it is needed, which is for MLflow
+    stopped_early: bool  # it was hopeless (`train.stop_below`), and is no candidate
+    # Where they are needed, which is while a search is under way.
+    weights_sha256: str = ""
+    curve: tuple[float, ...] = ()  # the validation accuracy after each epoch
 
 
 def tried_rate(root: Path, name: str) -> TriedRate:
@@ -150,16 +156,19 @@ def tried_rate(root: Path, name: str) -> TriedRate:
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        _get_files(root, name, [RUN_FILE, SUMMARY_FILE], folder)
+        _get_files(root, name, [RUN_FILE, SUMMARY_FILE, STEPS_FILE, EPOCHS_FILE], folder)
         params = read_json(folder / RUN_FILE)["params"]
         summary = read_json(folder / SUMMARY_FILE)
+        _, epochs = read_metrics(folder)
     return TriedRate(
         optimizer=params["optimizer"],
         row_rate=params["optimizer.learning_rate"],
         learning_rate=params["learning_rate"],
         validation_accuracy=summary["validation_accuracy"],
         validation_loss=summary["validation_loss"],
+        stopped_early=summary["stopped_early"],
         weights_sha256=summary["weights_sha256"],
+        curve=tuple(record["validation_accuracy"] for record in epochs),
     )
 
 
@@ -175,15 +184,20 @@ def tried_rates_of_mlflow(root: Path, run_ids: Iterable[str]) -> list[TriedRate]
                 learning_rate=float(params["learning_rate"]),
                 validation_accuracy=metrics["final/validation_accuracy"],
                 validation_loss=metrics["final/validation_loss"],
+                stopped_early=bool(metrics["final/stopped_early"]),
             )
         )
     return found
 
 
 def best_rates(tried: Iterable[TriedRate]) -> dict[str, TriedRate]:
-    """By optimizer, the rate of the highest validation accuracy; of equals the lower loss."""
+    """By optimizer, the rate of the highest validation accuracy; of equals the lower loss.
+
+    What was ended early is none.
+    """
     best: dict[str, TriedRate] = {}
-    for rate in sorted(tried, key=lambda t: (-t.validation_accuracy, t.validation_loss)):
+    finished = [rate for rate in tried if not rate.stopped_early]
+    for rate in sorted(finished, key=lambda t: (-t.validation_accuracy, t.validation_loss)):
         best.setdefault(rate.optimizer, rate)
     return best
 
@@ -206,6 +220,7 @@ def _get_files(root: Path, name: str, wanted: Iterable[str], folder: Path) -> No
         ) from None
     except (FileNotFoundError, DvcException):
         raise InputError(
-            f"{name}: {path} is neither in git nor in DVC's cache; it has no results, or "
-            "they are gone: `dvc exp pull` brings them where a remote has them, else run it again"
+            f"{name}: {path} is neither in git nor in DVC's cache; it has no test results (nor has "
+            "what a search for rates tried), or they are gone: `dvc exp pull` brings them where a "
+            "remote has them, else run it again"
         ) from None

@@ -255,6 +255,9 @@ class TrainTable:
     keep: Literal["last", "best"]
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"]
     max_tokens_per_pass: Count | Literal["auto"]
+    stop_below: (
+        Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] | None
+    )
     log_every_steps: Count
 
 

@@ -113,6 +113,13 @@ class TrainConfig:
         chosen = self.optimizer_row.max_gradient_norm
         return self.train.max_gradient_norm if chosen is None else chosen
 
+    @property
+    def stop_below(self) -> tuple[float, ...] | None:
+        """By epoch, the validation accuracy below which there is no next one."""
+        bars = self.train.stop_below
+        # After the last epoch there is nothing to end.
+        return None if bars is None else bars[: self.epochs - 1]
+
     def num_steps_per_epoch(self, num_examples: int) -> int:
         """Optimizer steps in one epoch over `num_examples` reviews."""
         num_batches = math.ceil(num_examples / self.batch_size)

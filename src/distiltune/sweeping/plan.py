@@ -2,7 +2,10 @@
 
 import difflib
 import hashlib
+import importlib.metadata
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +16,8 @@ import yaml
 from distiltune import InputError
 from distiltune.artifacts import sha256_of
 from distiltune.config import Params, load_params
-from distiltune.runtime import code_digest
+from distiltune.runtime import choose_runtime, code_digest
+from distiltune.sweeping.pruning import MIN_FINISHED, num_in_full
 
 DIGEST_LENGTH = 6
 MAX_RATE = 10.0  # of a row, by the schema
@@ -60,7 +64,7 @@ class Planner:
         *,
         num_rates: int = 0,
         span: float = 1.0,
-        is_pruned: bool = False,
+        prunes: bool = False,
         name: str | None = None,
     ) -> None:
         """Check what is asked for.
@@ -72,11 +76,12 @@ class Planner:
             overrides: further changes of params, as `dvc exp run -S` takes them.
             num_rates: how many learning rates to try first for each variant.
             span: they reach from the row's rate divided by this to it times this.
-            is_pruned: whether hopeless ones of them are ended early.
+            prunes: whether hopeless ones of them are ended early.
             name: of the sweep; by default made of a digest of the settings.
 
         Raises:
-            InputError: a variant is no row or is named twice, or the params hold a mistake.
+            InputError: a variant is no row or is named twice, the params hold a mistake, or
+                there is no such device.
         """
         params = load_params(root / "params.yaml")
         for optimizer in optimizers:
@@ -87,24 +92,35 @@ class Planner:
             if len(set(values)) < len(values):
                 raise InputError(f"{option}: {', '.join(map(str, values))}: one is named twice")
         for override in overrides:
+            if "=" not in override:
+                raise InputError(f"-S {override}: must be KEY=VALUE")
             key = override.partition("=")[0].removeprefix("params.yaml:").strip("+~")
             if key in ("optimizer", "seed") or (num_rates and key.endswith(".learning_rate")):
                 raise InputError(f"-S {override}: the sweep sets this itself")
             _check_key(asdict(params), key, override)
             if override.endswith("dataset=csv") or key.startswith("datasets.csv"):
                 raise InputError(f"-S {override}: write it into params.yaml, for a sweep")
+        if overrides:
+            _check_values(root, overrides)
         if num_rates == 1:
             raise InputError("--search-rates: 1 leaves nothing to choose; take 3 or more")
+        if prunes and num_rates <= MIN_FINISHED:
+            raise InputError(
+                f"--prune: needs --search-rates {MIN_FINISHED + 1} or more, because "
+                f"{MIN_FINISHED} of a variant set the bar for its others"
+            )
         self.optimizers = tuple(optimizers)
         self.seeds = tuple(seeds)
         self.overrides = tuple(overrides)
         self.num_rates = num_rates
         self.span = span
-        self.is_pruned = is_pruned
+        self.prunes = prunes
         self.rows = params.optimizers
         self.root = root
+        # What `compare` would refuse to compare: results of another device or version.
+        self._device = choose_runtime(params.device, params.precision).description
         self._shared = self._settings(params)
-        search = [num_rates, span, *(["pruned"] if is_pruned else [])] if num_rates else []
+        search = [num_rates, span, *(["pruned"] if prunes else [])] if num_rates else []
         names = [trial.name for trial in self._trials({})]
         self.name = name or f"sweep-{_digest([*names, *search])}"
 
@@ -135,17 +151,21 @@ class Planner:
         code = {stage: code_digest(stage, pipeline) for stage in stages}
         files = params.datasets.csv.paths if params.dataset == "csv" else ()
         data = [sha256_of(self.root / file) for file in files if (self.root / file).is_file()]
-        return [everything, code, data, sorted(self.overrides)]
+        versions = [importlib.metadata.version(name) for name in ("torch", "transformers")]
+        return [everything, code, data, list(self.overrides), versions, self._device]
 
-    def search(self) -> Sweep:
+    def search(self, bars: Mapping[str, Sequence[float] | None] | None = None) -> Sweep:
         """The same number of rates for each variant, evenly in the logarithm, with one seed.
 
         That seed is none of the sweep's, so that a rate is not chosen by the runs that it
-        is then judged by.
+        is then judged by. The rates nearest to the row's come first.
+
+        Args:
+            bars: without them the trials to be run in full, which are all unless the
+                search prunes; with them the others, by variant, as `train.stop_below`.
         """
         seed = next(number for number in range(len(self.seeds) + 1) if number not in self.seeds)
         exponents = np.linspace(-1, 1, self.num_rates)
-        # From the middle outwards: the row's own rate is what hopeless ones are measured by.
         factors = [self.span**exponent for exponent in sorted(exponents.tolist(), key=abs)]
         rates = {}
         for optimizer in self.optimizers:
@@ -156,11 +176,16 @@ class Planner:
                     f"--search-rates, --span: {', '.join(map(str, sorted(set(rates[optimizer]))))} "
                     f"for {optimizer}; they must differ, and be at most {MAX_RATE:g}"
                 )
+        num_first = num_in_full(self.num_rates) if self.prunes else self.num_rates
+        chosen = slice(num_first) if bars is None else slice(num_first, None)
         trials = [
-            self._trial(optimizer, seed, rate, ("rate", f"{rate:g}"), (SEARCH_TARGET,))
-            for same_place in zip(*rates.values(), strict=True)
+            self._trial(
+                optimizer, seed, rate, ("rate", f"{rate:g}"), (SEARCH_TARGET,),
+                bars.get(optimizer) if bars else None,
+            )
+            for same_place in zip(*(found[chosen] for found in rates.values()), strict=True)
             for optimizer, rate in zip(rates, same_place, strict=True)
-        ]
+        ]  # fmt: skip
         return self._sweep(trials, is_search=True)
 
     def sweep(self, rates: Mapping[str, float] | None = None) -> Sweep:
@@ -194,12 +219,15 @@ class Planner:
         rate: float | None,
         parts: tuple[str, ...],
         targets: tuple[str, ...],
+        bars: Sequence[float] | None = None,
     ) -> Trial:
         overrides = [*self.overrides, f"optimizer={optimizer}", f"seed={seed}"]
         if rate is not None:
             overrides.append(f"optimizers.{optimizer}.learning_rate={rate!r}")
+        if bars is not None:
+            overrides.append(f"train.stop_below=[{','.join(map(repr, bars))}]")
         row = asdict(self.rows[optimizer])
-        digest = _digest([*self._shared, row, optimizer, seed, rate, targets])
+        digest = _digest([*self._shared, row, optimizer, seed, rate, targets, bars])
         name = "-".join([optimizer, *parts, digest])
         return Trial(
             # Git allows no dot before "lock" or at an end, and DVC no "+" of an exponent.
@@ -217,9 +245,31 @@ def _check_key(table: object, key: str, override: str) -> None:
     for part in (*tables, last):
         if not isinstance(table, dict) or part not in table:
             allowed = difflib.get_close_matches(part, table, 3) if isinstance(table, dict) else []
+            above = key.rpartition(".")[0] if part is last else ""
+            allowed = [f"{above}.{name}" if above else name for name in allowed]
             hint = f"; did you mean {' or '.join(allowed)}?" if allowed else ""
             raise InputError(f"-S {override}: params.yaml has no {key}{hint}")
         table = table[part]
+
+
+def _check_values(root: Path, overrides: Sequence[str]) -> None:
+    """Refuse what a stage would refuse, before anything is queued."""
+    # Half a second, which `compare` and `--help` need not wait.
+    from dvc.exceptions import DvcException
+    from dvc.utils.hydra import apply_overrides
+
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "params.yaml"
+        shutil.copy(root / "params.yaml", copy)
+        try:
+            apply_overrides(copy, [o.removeprefix("params.yaml:") for o in overrides])
+            load_params(copy)
+        except InputError as error:
+            reason = str(error).replace(f"{copy}: ", "")
+            raise InputError(f"-S {' -S '.join(overrides)}: {reason}") from None
+        except DvcException as error:
+            lines = str(error).splitlines()
+            raise InputError(f"-S {' -S '.join(overrides)}: {lines[0]}") from None
 
 
 def _digest(value: object) -> str:

@@ -1,17 +1,16 @@
 """Runs a sweep through DVC's queue, and mirrors it in MLflow."""
 
-import contextlib
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from distiltune import InputError, store
 from distiltune.sweeping.plan import Sweep, Trial
-from distiltune.sweeping.pruning import hopeless_trials
 from distiltune.sweeping.queue import Queue
 
 POLL_SECONDS = 5.0
@@ -32,8 +31,6 @@ class SweepRunner:
         experiment: str,
         num_workers: int,
         check_workspace: Callable[[], None],
-        *,
-        is_pruned: bool = False,
     ) -> None:
         """Start nothing yet.
 
@@ -43,7 +40,6 @@ class SweepRunner:
             experiment: MLflow's, as in `tracking.experiment`.
             num_workers: how many experiments at a time.
             check_workspace: raises where it is not what the sweep was planned for.
-            is_pruned: whether hopeless trials are ended early; their curves come from MLflow.
         """
         self.root = root
         self.sweep = sweep
@@ -53,8 +49,6 @@ class SweepRunner:
         self.queue = Queue(root)
         self.attempts: dict[str, int] = {}
         self.failed: dict[str, str] = {}  # why, by the trial's name
-        self.pruned: dict[str, str] = {}  # the MLflow run, by the trial's name
-        self._is_pruned = is_pruned
         self._seen_running: dict[str, float] = {}
         self._durations: list[float] = []
         self._next_line = 0.0
@@ -86,25 +80,20 @@ class SweepRunner:
         done = self.queue.finished() & trials.keys()
         kind = "searching rates" if self.sweep.is_search else self.sweep.name
         say(f"{kind}: {len(trials)} experiments, {len(done)} of them done already")
-        if self._is_pruned:
-            self._recall_pruned(trials)
-        if len(done | self.pruned.keys()) < len(trials):
+        if len(done) < len(trials):
             self._prepare_data()
         num_finished, next_look = -1, 0.0
         while True:
             finished = self.queue.finished() & trials.keys()
             self._note_durations(finished)
-            over = finished | self.failed.keys() | self.pruned.keys()
-            missing = [name for name in trials if name not in over]
+            missing = [name for name in trials if name not in finished and name not in self.failed]
             if not missing:
                 break
             if len(finished) != num_finished or time.monotonic() >= next_look:
                 self._take_up(missing, trials)
-                if self._is_pruned:
-                    self._prune(trials)
                 num_finished = len(finished)
                 next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
-            self._progress(len(trials), len(missing))
+            self._progress(len(trials), len(finished))
             time.sleep(POLL_SECONDS)
         for name, reason in self.failed.items():
             say(f"failed: {name}: {reason}; see `dvc queue logs {name}`")
@@ -113,13 +102,15 @@ class SweepRunner:
     def _prepare_data(self) -> None:
         """Run the stages before `train` once, so that no two workers do."""
         options = [part for override in self.sweep.data_overrides for part in ("-S", override)]
-        name = f"{self.sweep.name}-data"
         say("preparing the data")
-        self.queue.dvc("exp", "remove", name, check=False)  # of an attempt that was killed
-        # In a copy of its own, so that the workspace stays as it is.
-        self.queue.dvc("exp", "run", "--temp", "--name", name, *options,
+        # In a copy of its own, so that the workspace stays as it is; under a name of its own,
+        # for what a killed attempt has started may still run.
+        prefix = f"{self.sweep.name}-data-"
+        self.queue.dvc("exp", "run", "--temp", "--name", f"{prefix}{os.getpid()}", *options,
                        "tokenize", "download-checkpoint")  # fmt: skip
-        self.queue.dvc("exp", "remove", name)
+        for name in self.queue.finished():
+            if name.startswith(prefix):
+                self.queue.dvc("exp", "remove", name, check=False)
 
     def _take_up(self, missing: Sequence[str], trials: dict[str, Trial]) -> None:
         """Queue what is nowhere, clear away what is dead, and see to the workers."""
@@ -158,59 +149,22 @@ class SweepRunner:
         if to_queue or (is_waiting and self.queue.num_workers() < self.num_workers):
             self.queue.start(self.num_workers)
 
-    def _recall_pruned(self, trials: Collection[str]) -> None:
-        """Those that this sweep has ended before it was itself."""
-        with self._warning_of_no_pruning():
-            for run in store.find_runs(self.root, self.experiment):
-                name = run.dvc_experiment
-                if name and name in trials and self.sweep.name in run.pruned_in:
-                    self.pruned[name] = run.run_id
-
-    def _prune(self, trials: Collection[str]) -> None:
-        """End the hopeless among the running trials."""
-        tasks = self.queue.tasks()
-        with self._warning_of_no_pruning():
-            # The latest of each, which is not one of a broken attempt.
-            runs = {
-                run.dvc_experiment: run.run_id
-                for run in store.find_runs(self.root, self.experiment)
-                if run.dvc_experiment and run.dvc_experiment in trials
-            }
-            curves = {name: store.read_curve(self.root, run) for name, run in runs.items()}
-            hopeless = hopeless_trials(self.sweep.trials, self.queue.finished(), curves)
-            for name, reason in hopeless.items():
-                if name in tasks and tasks[name].status == "Running":
-                    self.queue.remove(tasks[name])
-                    if name not in self.queue.finished():  # in the last moment
-                        say(f"{name}: ended early: {reason}")
-                        store.end_early(self.root, runs[name], self.sweep.name, reason)
-                        self.pruned[name] = runs[name]
-
-    @contextlib.contextmanager
-    def _warning_of_no_pruning(self) -> Iterator[None]:
-        try:
-            yield
-        except InputError as error:
-            self._is_pruned = False
-            print(f"warning: {error}; no rate is ended early any more", file=sys.stderr)
-
     def _note_durations(self, finished: set[str]) -> None:
         for name in finished & self._seen_running.keys():
             self._durations.append(time.monotonic() - self._seen_running.pop(name))
 
-    def _progress(self, num_trials: int, num_missing: int) -> None:
+    def _progress(self, num_trials: int, num_done: int) -> None:
         if time.monotonic() < self._next_line:
             return
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
         left = ""
+        num_missing = num_trials - num_done - len(self.failed)
         if self._durations:
             rounds = num_missing / self.num_workers
             left = f", about {_minutes(statistics.median(self._durations) * rounds)} left"
         failed = f", {len(self.failed)} failed" if self.failed else ""
-        failed += f", {len(self.pruned)} ended early" if self.pruned else ""
-        done = num_trials - num_missing - len(self.failed) - len(self.pruned)
-        running = min(len(self._seen_running), num_missing)
-        say(f"{done} of {num_trials} done, {running} running{failed}{left}")
+        running = len(self._seen_running.keys() - self.failed.keys())
+        say(f"{num_done} of {num_trials} done, {running} running{failed}{left}")
 
     def mirror(self, weights: Mapping[str, str]) -> str:
         """Put the trials' runs in MLflow below one, and delete those of broken attempts.
@@ -232,9 +186,6 @@ class SweepRunner:
         parent = store.parent_of_sweep(self.root, self.experiment, self.sweep.name)
         runs = store.find_runs(self.root, self.experiment)
         chosen_ids = {}
-        for run in runs:
-            if run.run_id in self.pruned.values():
-                store.adopt(self.root, run, parent, self.sweep.name, "pruned")
         for name, digest in weights.items():
             own = [run for run in runs if run.dvc_experiment == name]
             whole = [r for r in runs if r.weights_sha256 == digest and r.is_finished]
@@ -247,7 +198,7 @@ class SweepRunner:
             store.adopt(self.root, chosen, parent, self.sweep.name, kind)
             for run in own:
                 # Also one that its orphaned training has ended well; none of another sweep.
-                if run.run_id != chosen.run_id and run.parent is None:
+                if run.run_id != chosen.run_id and run.parent is None and run.is_ours:
                     say(f"deleting the MLflow run of a broken attempt: {run.name}")
                     store.delete(self.root, run.run_id)
         store.write_members(self.root, parent, kind, chosen_ids)

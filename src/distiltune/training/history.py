@@ -66,8 +66,20 @@ class History:
     epochs: list[EpochRecord] = field(default_factory=list)
     best_epoch: int = 0
     kept_epoch: int = 0
+    stopped_early: bool = False
     optimizer_state_bytes: int | None = None
     energy_joules: float | None = None
+
+    def is_hopeless(self, bars: Sequence[float] | None) -> bool:
+        """Whether no epoch so far came up to the bar of the last one; notes it.
+
+        Args:
+            bars: `train.stop_below`, a validation accuracy for each epoch.
+        """
+        if bars is not None and 0 < len(self.epochs) <= len(bars):
+            best = max(record.validation_accuracy for record in self.epochs)
+            self.stopped_early = best < bars[len(self.epochs) - 1]
+        return self.stopped_early
 
     def write(self, folder: Path) -> None:
         """Write `steps.csv` and `epochs.csv`."""
@@ -92,6 +104,8 @@ class History:
             "validation_accuracy": kept.validation_accuracy,
             "best_epoch": self.best_epoch,
             "kept_epoch": self.kept_epoch,
+            "num_epochs": len(self.epochs),
+            "stopped_early": self.stopped_early,
             "num_steps": self.epochs[-1].step,
             "train_seconds": sum(record.train_seconds for record in self.epochs),
             "validation_seconds": sum(record.validation_seconds for record in self.epochs),

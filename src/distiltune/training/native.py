@@ -41,7 +41,8 @@ def train_native(
 
     The loss of a step is the mean over its reviews, accumulated batches together. The
     training accuracy is the running one: of each batch before its update. Validation
-    follows each epoch; with `keep: best` the model ends as it was after the best.
+    follows each epoch; with `keep: best` the model ends as it was after the best. An epoch
+    that no accuracy so far comes up to (`train.stop_below`) is the last.
 
     Args:
         config: batch size, epochs, optimizer, clipping, and so on.
@@ -58,6 +59,8 @@ def train_native(
     energy = EnergyMeter(runtime.device)
     for epoch in range(1, config.epochs + 1):
         loop.run_epoch(epoch)
+        if loop.recorder.history.is_hopeless(config.stop_below):
+            break
     loop.weights.apply()
     if loop.best_weights is not None:
         model.load_state_dict(loop.best_weights)

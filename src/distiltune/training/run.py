@@ -109,9 +109,15 @@ def run_training(
         records = ENGINES[config.engine](config, network, train, validation, runtime, reporters)
         summary = {
             **records.summary(),
-            "num_tokens": config.epochs * len(train.ids),
+            "num_tokens": len(records.epochs) * len(train.ids),
             "peak_memory_bytes": peak_memory_bytes(runtime.device),
         }
+        if records.stopped_early:
+            print(
+                f"ended after {len(records.epochs)} of {config.epochs} epochs: no validation "
+                "accuracy came up to train.stop_below",
+                flush=True,
+            )
         with new_folder(model) as folder:
             save_model(network, tokenizer, folder)
             write_json(folder / RUN_FILE, facts)

@@ -69,8 +69,15 @@ class _Collator:
 class _Callback(TrainerCallback):
     """Turns the Trainer's logs into records."""
 
-    def __init__(self, recorder: Recorder, collator: _Collator, clock: OptimizerClock) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        collator: _Collator,
+        clock: OptimizerClock,
+        bars: Sequence[float] | None,
+    ) -> None:
         self.recorder = recorder
+        self.bars = bars
         self.collator = collator
         self.clock = clock
         self.epoch_started = 0.0
@@ -144,6 +151,8 @@ class _Callback(TrainerCallback):
                 validation_seconds=time.perf_counter() - self.epoch_ended,
             )
         )
+        if state.global_step < state.max_steps:
+            control.should_training_stop |= self.recorder.history.is_hopeless(self.bars)
 
 
 def train_with_trainer(
@@ -204,16 +213,18 @@ def train_with_trainer(
             compute_loss_func=_mean_loss,
             optimizers=(optimizer, schedule),
             compute_metrics=_accuracy,
-            callbacks=[_Callback(recorder, collator, OptimizerClock(runtime.device))],
+            callbacks=[
+                _Callback(recorder, collator, OptimizerClock(runtime.device), config.stop_below)
+            ],
         )
         # Its own log lines would come twice, once from the reporters.
         trainer.remove_callback(PrinterCallback)
         energy = EnergyMeter(runtime.device)
         trainer.train()
-    assert trainer.state.global_step == num_steps
     history = recorder.history
+    assert trainer.state.global_step == num_steps or history.stopped_early
     history.best_epoch = max(history.epochs, key=lambda r: r.validation_accuracy).epoch
-    history.kept_epoch = history.best_epoch if keep_best else config.epochs
+    history.kept_epoch = history.best_epoch if keep_best else len(history.epochs)
     history.optimizer_state_bytes = optimizer_state_bytes(optimizer)
     history.energy_joules = energy.joules()
     return history
