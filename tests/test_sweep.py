@@ -21,6 +21,7 @@ from filelock import FileLock
 from distiltune import InputError, cli
 from distiltune.sweeping.plan import Planner
 from distiltune.sweeping.pruning import median_bars
+from distiltune.sweeping.queue import Queue, Task
 from distiltune.sweeping.sweep import SweepRunner
 from tests.conftest import Project, environment
 from tests.test_pipeline import runs_of, wait_for_queue
@@ -403,6 +404,39 @@ def test_a_workspace_that_changes_meanwhile_stops_the_sweep(project: Project) ->
         runner._take_up([trial.name for trial in planner.sweep().trials],
                         {trial.name: trial for trial in planner.sweep().trials})  # fmt: skip
     assert "adam-1" not in project.dvc("queue", "status")
+
+
+def test_a_worker_that_hangs_does_not_keep_a_dead_task(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Task(revision="abcdef0", name="adam-1", status="Running")
+    # Stands for a worker of DVC's, as its processes are recognized.
+    waiting = [sys.executable, "-c", "import time; time.sleep(600)", "queue-worker"]
+    worker = subprocess.Popen(waiting, cwd=project.root)
+    queue = Queue(project.root)
+    asked = []
+
+    def dvc(*arguments: str, check: bool = True) -> str:
+        asked.append(arguments[:2])
+        return ""
+
+    def tasks() -> dict[str, Task]:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.wait(timeout=1)
+        return {"adam-1": task} if worker.returncode is None else {}
+
+    monkeypatch.setattr(queue, "dvc", dvc)
+    monkeypatch.setattr(queue, "tasks", tasks)
+    try:
+        queue.remove(task)
+        assert worker.wait(timeout=10) == -signal.SIGKILL
+        assert asked == [("queue", "kill"), ("queue", "remove")] * 2
+        # One that DVC keeps without any worker is an error.
+        monkeypatch.setattr(queue, "tasks", lambda: {"adam-1": task})
+        with pytest.raises(InputError, match="adam-1 is still there"):
+            queue.remove(task)
+    finally:
+        worker.kill()
 
 
 def test_one_sweep_at_a_time(project: Project) -> None:

@@ -4,6 +4,7 @@ DVC never notices that a running task has died with its machine or its worker: i
 "Running" for ever, and nothing starts it again. So this looks for its process itself.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -108,15 +109,25 @@ class Queue:
                 if folder.parent == self.root / ".dvc" / "tmp" / "exps":
                     _kill_processes_in(folder)
                     shutil.rmtree(folder, ignore_errors=True)
-            # What has no process is only marked as failed by this, with a message to say so.
-            self.dvc("queue", "kill", task.revision, check=False)
-        self.dvc("queue", "remove", task.revision, check=False)
         self._without_process.pop(task.revision, None)
-        if any(left.revision == task.revision for left in self.tasks().values()):
+        if self._let_go(task):
+            return
+        # A worker that hangs keeps it. The tasks of the others are found without a worker then.
+        for worker in self._workers():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+        if not self._let_go(task):
             raise InputError(
                 f"dvc queue remove {task.revision}: {task.name} is still there; "
                 "see `dvc queue status`"
             )
+
+    def _let_go(self, task: Task) -> bool:
+        if task.status == "Running":
+            # What has no process is only marked as failed by this, with a message to say so.
+            self.dvc("queue", "kill", task.revision, check=False)
+        self.dvc("queue", "remove", task.revision, check=False)
+        return all(left.revision != task.revision for left in self.tasks().values())
 
     def num_workers(self) -> int:
         """How many of DVC's workers live in this checkout."""
@@ -171,16 +182,16 @@ class Queue:
     def _is_orphan(self, task: Task) -> bool:
         files = [*self._files(task, "run"), *self._files(task, "json")]
         begun = min((file.stat().st_mtime for file in files), default=0.0)
-        return bool(begun) and not any(worker < begun for worker in self._workers())
+        return bool(begun) and not any(worker.create_time() < begun for worker in self._workers())
 
-    def _workers(self) -> list[float]:
-        """The times at which this checkout's workers began."""
+    def _workers(self) -> list[psutil.Process]:
+        """The processes of this checkout's workers."""
         found = []
         for process in psutil.process_iter():
             try:
                 is_worker = "queue-worker" in process.cmdline()
                 if is_worker and Path(process.cwd()).is_relative_to(self.root):
-                    found.append(process.create_time())
+                    found.append(process)
             except psutil.Error:
                 continue  # another user's, or gone meanwhile
         return found
