@@ -210,7 +210,7 @@ def test_your_own_file(project: Project, name: str, bom: str) -> None:
     text = f'{bom}id,sentiment,review\n1,10,"Good, éh"\n2,9,NA\n3,10,"two\nlines"\n'
     content = text.encode()
     if name.endswith(".gz"):
-        content = gzip.compress(content)
+        content = gzip.compress(content, mtime=0)
     if name.endswith(".parquet"):
         columns = {"review": ["Good, éh", "NA", "two\nlines"], "sentiment": [10, 9, 10]}
         pq.write_table(pa.table(columns), project.root / name)
@@ -242,7 +242,11 @@ BAD_FILES: list[tuple[str, bytes | None, str]] = [
     ("r.csv", b"review,sentiment\na,1\nb,0,x\n", "Expected 2 fields in line 3, saw 3"),
     ("r.csv", b"review,sentiment\na, b,1\nb, c,0\n", "row 1 has more fields than the header"),
     ("r.csv", b'review,sentiment\n"a,1\n', "not a table"),
-    ("r.csv.gz", gzip.compress(b"review,sentiment\na,1\nb,0\n" * 9)[:-12], "gzip file is damaged"),
+    (
+        "r.csv.gz",
+        gzip.compress(b"review,sentiment\na,1\nb,0\n" * 9, mtime=0)[:-12],
+        "gzip file is damaged",
+    ),
     ("r.csv.gz", b"review,sentiment\na,1\n", "gzip file is damaged"),
     ("r.parquet", b"review,sentiment\na,1\n", "not a Parquet file"),
 ]
