@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup demo ui test test-slow test-imdb test-gpu sweep compare bench check format clean
+.PHONY: help setup demo ui test test-slow test-imdb test-gpu sweep compare bench torture check format clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -84,6 +84,10 @@ compare: setup  ## which variant is better, of the runs that are there (ARGS="SW
 
 bench: setup  ## speed and memory beside the lecture's loop and the Trainer (6 minutes of CPU)
 	python -m benchmarks.throughput
+
+torture: setup  ## kills a training 20 times, directly and through the queue; nothing may come of it
+	python -m benchmarks.torture $(ARGS)
+	python -m benchmarks.torture --queue $(ARGS)
 
 format: setup  ## lint fixes and formatting
 	ruff check --fix .

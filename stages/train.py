@@ -7,9 +7,11 @@ from distiltune.config import TrainConfig, load
 from distiltune.runtime import project_root, run_stage
 from distiltune.training.run import run_training
 
+METRICS = Path("metrics/train.json")
+
 
 def main() -> None:
-    summary = run_training(
+    summary, finish = run_training(
         load(TrainConfig),
         project_root(),
         tokens=Path("data/tokens"),
@@ -18,7 +20,8 @@ def main() -> None:
         model=Path("data/model"),
         history=Path("data/history"),
     )
-    write_json(Path("metrics/train.json"), summary)
+    write_json(METRICS, summary)
+    finish(METRICS)
 
 
 if __name__ == "__main__":

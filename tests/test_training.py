@@ -15,9 +15,11 @@ from distiltune.inference import predict_logits
 from distiltune.models import build_model, pad
 from distiltune.runtime import Runtime, choose_runtime, seed_everything
 from distiltune.training.history import History, read_metrics
-from distiltune.training.run import ENGINES
+from distiltune.training.native import train_native
+from distiltune.training.trainer import train_with_trainer
 from tests.conftest import Project
 
+ENGINES = {"native": train_native, "trainer": train_with_trainer}
 CPU = Runtime(device=torch.device("cpu"), precision="fp32", description="cpu")
 
 

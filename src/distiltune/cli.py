@@ -2,8 +2,6 @@
 
 import argparse
 import contextlib
-import signal
-import sys
 from pathlib import Path
 
 from distiltune.commands import run_compare, run_sweep
@@ -13,12 +11,7 @@ from distiltune.runtime import run_stage
 def main() -> None:
     """Run what the command line asks for; a user's mistake is one line, exit status 1."""
     arguments = parser().parse_args()
-    # A scheduler's or a supervisor's way to say what Ctrl-C says.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        run_stage(lambda: arguments.run(arguments))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run_stage(lambda: arguments.run(arguments))
 
 
 def parser() -> argparse.ArgumentParser:

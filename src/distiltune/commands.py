@@ -56,7 +56,7 @@ def run_sweep(arguments: argparse.Namespace) -> None:
         sweep = planner.sweep(rates)
         runner = SweepRunner(root, sweep, experiment, arguments.jobs, planner.check_workspace)
         done = runner.run()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         print("\nExperiments under way go on; the same command takes it up again. "
               "`dvc queue stop --kill` ends them.", file=sys.stderr)  # fmt: skip
         raise

@@ -3,10 +3,12 @@
 import hashlib
 import os
 import random
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import yaml
@@ -30,13 +32,23 @@ CONTAINER_MEMORY = (
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage; a user's mistake is printed without a traceback, exit status 1."""
+    """Run a stage; a user's mistake is printed without a traceback, exit status 1.
+
+    SIGINT and SIGTERM end it with 130 and 143, and what it writes aside is removed.
+    """
+    signal.signal(signal.SIGTERM, _end)
     try:
         main()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except InputError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         sys.exit(1)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)
 
 
 def project_root() -> Path:

@@ -24,6 +24,8 @@ from filelock import FileLock
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 WEIGHTS_TAG, EXPERIMENT_TAG = "weights_sha256", "dvc_experiment"
 CHECKOUT_TAG = "checkout"
+INCOMPLETE_TAG = "incomplete"
+TRAINING_TAG = "training"  # its fingerprint: a run that was cut off is found by it
 # Kept with the logged model as its input example.
 EXAMPLE = "The plot is thin, but the acting is superb."
 # What the logged model needs where it is loaded.
@@ -69,24 +71,41 @@ class TrackedRun:
         self.is_lost = False
         self.run_id: str | None = None
         self.was_found = False
+        self._logged: set[tuple[str, int]] = set()  # metrics by name and step, before this process
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
         self._writes: list[Future[None]] = []
 
     @_mirrored
-    def start(self, facts: Mapping[str, Any], *, system_metrics: bool) -> None:
-        """Open a new run.
+    def start(
+        self,
+        facts: Mapping[str, Any],
+        *,
+        system_metrics: bool,
+        fingerprint: str | None = None,
+        earlier: str | None = None,
+    ) -> None:
+        """Open a new run, or the one of the same training that was cut off.
 
         Args:
             facts: what the model's `run.json` says: `name`, to which DVC's experiment
                 name is added; `params`, resolved, of the active rows; `tags`; `dataset`;
                 `dataset_digest`, the sha256 of its training tokens.
             system_metrics: whether to sample CPU, memory and GPU meanwhile.
+            fingerprint: of the training, if it can be gone on with.
+            earlier: the run of the attempt before, where that is known.
         """
         mlflow = import_mlflow()
+        experiment = experiment_id(self.root, self.experiment)
+        cut_off = self._find_cut_off(experiment, fingerprint, earlier) if fingerprint else None
         run = mlflow.start_run(
-            experiment_id=experiment_id(self.root, self.experiment),
+            run_id=cut_off,
+            experiment_id=None if cut_off else experiment,
             run_name=" ".join(filter(None, (facts["name"], os.environ.get("DVC_EXP_NAME")))),
-            tags={**facts["tags"], **_context_tags(self.root)},
+            tags={
+                **facts["tags"],
+                **_context_tags(self.root),
+                **({TRAINING_TAG: fingerprint} if fingerprint else {}),
+            },
             log_system_metrics=system_metrics,
         )
         self.run_id = run.info.run_id
@@ -98,6 +117,35 @@ class TrackedRun:
             ),
             context="training",
         )
+
+    def _find_cut_off(self, experiment: str, fingerprint: str, earlier: str | None) -> str | None:
+        """The run of a training that was cut off; notes what it has logged, ends its models."""
+        client = import_mlflow().MlflowClient(use_store(self.root))
+        for run in client.search_runs(
+            [experiment],
+            filter_string=f"tags.{TRAINING_TAG} = '{fingerprint}'",
+            order_by=["attributes.start_time DESC"],
+        ):
+            is_cut_off = run.info.status in ("RUNNING", "KILLED") or run.info.run_id == earlier
+            is_ours = run.data.tags.get(CHECKOUT_TAG) == checkout_id(self.root)
+            if is_cut_off and is_ours and INCOMPLETE_TAG not in run.data.tags:
+                run_id = str(run.info.run_id)
+                for name in run.data.metrics:
+                    if not name.startswith("system/"):
+                        history = client.get_metric_history(run_id, name)
+                        self._logged |= {(name, metric.step) for metric in history}
+                for model in client.search_logged_models([experiment]):
+                    if model.source_run_id == run_id:
+                        client.delete_logged_model(model.model_id)
+                return run_id
+        return None
+
+    def replay(self, steps: Iterable[Any], epochs: Iterable[Any]) -> None:
+        """Log the records of an earlier process that the run does not have yet."""
+        for record in steps:
+            self.on_step(record)
+        for record in epochs:
+            self.on_epoch(record)
 
     @_mirrored
     def find(self, weights_sha256: str) -> None:
@@ -126,11 +174,13 @@ class TrackedRun:
         batch = [
             mlflow.entities.Metric(name, float(value), now, step)
             for name, value in metrics.items()
-            if value is not None and not math.isnan(value)
+            if value is not None and not math.isnan(value) and (name, step) not in self._logged
         ]
         for write in self._writes:
             if write.done():
                 write.result()  # one that has failed says so now, and not at the end
+        if not batch:
+            return
         log_batch = mlflow.MlflowClient().log_batch
         # MLflow has a queue of its own, but the end of a run waits up to a second for its threads.
         self._writes.append(self._writer.submit(log_batch, self.run_id, batch, synchronous=True))
@@ -230,7 +280,7 @@ class TrackedRun:
             status = "FAILED"
             # Otherwise `evaluate` would take it for a whole one.
             self.is_lost = False
-            self.set_tags({WEIGHTS_TAG: "", "incomplete": "MLflow failed; see the run after it"})
+            self.set_tags({WEIGHTS_TAG: "", INCOMPLETE_TAG: "MLflow failed; see the run after it"})
             # Even where the tags could not be set, the run must not be left open.
             self.is_lost = False
         self._end(status)

@@ -280,6 +280,14 @@ class SpeedTable:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class ResumeTable:
+    """How often a training's state is saved; both `None` do not."""
+
+    every_seconds: Annotated[float, Field(gt=0)] | None
+    every_steps: Annotated[int, Field(ge=1)] | None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrackingTable:
     experiment: Annotated[str, Field(min_length=1)]
     log_model: bool
@@ -304,4 +312,5 @@ class Params:
     optimizers: dict[str, AnyOptimizerRow]
     train: TrainTable
     speed: SpeedTable
+    resume: ResumeTable
     tracking: TrackingTable

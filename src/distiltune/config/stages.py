@@ -21,6 +21,7 @@ from distiltune.config.schema import (
     OptimizerRow,
     Params,
     Precision,
+    ResumeTable,
     SampleRow,
     SpeedTable,
     SplitRow,
@@ -89,6 +90,7 @@ class TrainConfig:
     precision: Annotated[Precision, "precision"]
     train: Annotated[TrainTable, "train"]
     speed: Annotated[SpeedTable, "speed"]
+    resume: Annotated[ResumeTable, "resume"]
     tracking: Annotated[TrackingTable, "tracking"]
 
     @property

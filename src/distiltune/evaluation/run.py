@@ -31,6 +31,7 @@ from distiltune.models import load_model
 from distiltune.runtime import choose_runtime
 from distiltune.tracking import WEIGHTS_TAG, TrackedRun
 from distiltune.training.history import read_metrics
+from distiltune.training.resume import forget
 
 
 def run_evaluation(
@@ -59,6 +60,8 @@ def run_evaluation(
         plots: the folder to write.
     """
     facts = read_json(model / RUN_FILE)
+    if training := facts["training"]:
+        forget(root, training)  # that this stage runs means that the one before is recorded
     test = read_tokens(tokens)
     runtime = choose_runtime(
         config.device, config.precision, prefer_fp32_on_cpu=facts["from_scratch"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,11 +60,22 @@ class EvaluatedWeights:
         """What the average takes beside the weights."""
         return sum(average.numel() * average.element_size() for average in self.averages)
 
+    def state(self) -> dict[str, Any]:
+        """What a training must save to go on."""
+        return {"averages": self.averages, "num_averaged": self.num_averaged}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        device = self.parameters[0].device
+        self.averages = [average.to(device) for average in state["averages"]]
+        self.num_averaged = state["num_averaged"]
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model has the weights to evaluate meanwhile."""
-        # An optimizer that has an average of its own goes back by itself.
-        trained = [p.detach().clone() for p in self.parameters] if self.averages else []
+        # An optimizer that has an average of its own goes back by itself, but for rounding.
+        is_changed = bool(self.averages) or hasattr(self.optimizer, "train")
+        trained = [p.detach().clone() for p in self.parameters] if is_changed else []
         self.apply()
         try:
             yield

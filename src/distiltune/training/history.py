@@ -4,7 +4,7 @@ import csv
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,6 +80,13 @@ class History:
             best = max(record.validation_accuracy for record in self.epochs)
             self.stopped_early = best < bars[len(self.epochs) - 1]
         return self.stopped_early
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "History":
+        """The history that `dataclasses.asdict` has turned into tables."""
+        steps = [StepRecord(**record) for record in state["steps"]]
+        epochs = [EpochRecord(**record) for record in state["epochs"]]
+        return cls(**{**state, "steps": steps, "epochs": epochs})
 
     def write(self, folder: Path) -> None:
         """Write `steps.csv` and `epochs.csv`."""

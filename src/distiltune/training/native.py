@@ -4,14 +4,15 @@ Nothing in a step waits for the device, but for fp16, whose loss scale must be l
 """
 
 import copy
-import math
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from distiltune import InputError
 from distiltune.batching import (
     Tokens,
     bucketed_batches,
@@ -25,8 +26,15 @@ from distiltune.optimizers import build_optimizer, build_schedule
 from distiltune.runtime import Runtime
 from distiltune.training.averaging import EvaluatedWeights
 from distiltune.training.costs import EnergyMeter, OptimizerClock, optimizer_state_bytes
-from distiltune.training.history import EpochRecord, History, Recorder, Reporter, StepRecord
+from distiltune.training.history import EpochRecord, History, Recorder, Reporter
 from distiltune.training.passes import Passes
+from distiltune.training.resume import (
+    ResumePoints,
+    random_state,
+    set_random_state,
+)
+from distiltune.training.stopping import StopRequest
+from distiltune.training.window import Window, WindowStep
 
 
 def train_native(
@@ -36,6 +44,7 @@ def train_native(
     validation: Tokens,
     runtime: Runtime,
     reporters: Sequence[Reporter],
+    points: ResumePoints | None = None,
 ) -> History:
     """Train the model in place and return the records of the run.
 
@@ -51,24 +60,39 @@ def train_native(
         validation: the validation split.
         runtime: device and precision; fp16 scales the loss (Micikevicius et al. 2018).
         reporters: are told of steps and epochs.
+        points: where states are saved; a state that is found there is gone on from.
 
     Raises:
         InputError: the warm-up is longer than the training, or the loss is no number.
+        KeyboardInterrupt: on SIGINT, after the state was saved.
+        SystemExit: the same on SIGTERM.
     """
-    loop = _Loop(config, model, train, validation, runtime, reporters)
-    energy = EnergyMeter(runtime.device)
-    for epoch in range(1, config.epochs + 1):
-        loop.run_epoch(epoch)
-        if loop.recorder.history.is_hopeless(config.stop_below):
-            break
+    loop = _Loop(config, model, train, validation, runtime, reporters, points)
+    if points is not None and points.found is not None:
+        loop.load_state(points.found)
+        print(f"going on from step {loop.step} of {loop.num_steps}", flush=True)
+    with loop.stop.noted():
+        history = loop.recorder.history
+        while loop.place.epoch <= config.epochs and not history.is_hopeless(config.stop_below):
+            loop.run_epoch()
+        loop.save_if_due()
     loop.weights.apply()
     if loop.best_weights is not None:
         model.load_state_dict(loop.best_weights)
-    history = loop.recorder.history
     averages = loop.weights.num_bytes
     history.optimizer_state_bytes = optimizer_state_bytes(loop.optimizer) + averages
-    history.energy_joules = energy.joules()
+    history.energy_joules = loop.energy_joules()
     return history
+
+
+@dataclass(kw_only=True)
+class _Place:
+    """How far a training is."""
+
+    epoch: int = 1
+    num_batches: int = 0  # of the epoch, done
+    seconds: float = 0.0  # that they took
+    sums: torch.Tensor  # of the epoch: loss, right answers
 
 
 class _Loop:
@@ -82,6 +106,7 @@ class _Loop:
         validation: Tokens,
         runtime: Runtime,
         reporters: Sequence[Reporter],
+        points: ResumePoints | None,
     ) -> None:
         self.config = config
         self.model = model
@@ -100,29 +125,50 @@ class _Loop:
         self.passes = Passes(config, model, train, runtime)
         self.scaler = self.passes.scaler
         self.step = 0
-        self.window = _Window(runtime.device)
+        self.window = Window()
+        self.place = _Place(sums=torch.zeros(2, device=runtime.device))
+        self.points = points
+        self.stop = StopRequest()
+        self.energy = EnergyMeter(runtime.device)
+        self.energy_before: float | None = 0.0
 
-    def run_epoch(self, epoch: int) -> EpochRecord:
-        """One pass over the training split, then validation."""
-        started = time.perf_counter()
-        config, device = self.config, self.runtime.device
+    def run_epoch(self) -> None:
+        """What is left of one pass over the training split, then validation."""
+        place, epoch = self.place, self.place.epoch
+        began = time.perf_counter() - place.seconds
         selections = self._selections(epoch)
-        group_size = config.train.gradient_accumulation_steps
-        epoch_sums = torch.zeros(2, device=device)  # loss, right answers
+        group_size = self.config.train.gradient_accumulation_steps
         self.model.train()
-        for first in range(0, len(selections), group_size):
+        for first in range(place.num_batches, len(selections), group_size):
             group = selections[first : first + group_size]
             sums = self.passes.run(group)
-            epoch_sums += sums
+            place.sums += sums
             rows = torch.cat(group)
-            self.window.add(sums[0], len(rows), int(lengths_of(self.train, rows).sum()))
-            self._update(epoch - 1 + (first + len(group)) / len(selections))
-        train_loss, train_right = epoch_sums.tolist()
+            place.num_batches = first + len(group)
+            step = WindowStep(
+                loss_sum=sums[0],
+                learning_rate=max(map(float, self.schedule.get_last_lr())),
+                epoch=epoch,
+                batch=place.num_batches,
+            )
+            self.window.add(step, len(rows), int(lengths_of(self.train, rows).sum()))
+            self._update(epoch - 1 + place.num_batches / len(selections))
+            place.seconds = time.perf_counter() - began
+            self.save_if_due()
+        train_loss, train_right = place.sums.tolist()
         trained = time.perf_counter()
-        with self.weights.applied():
-            logits = predict_logits(self.model, self.validation, self.runtime, config.speed)
-            validation_loss, validation_accuracy = loss_and_accuracy(logits, self.validation.labels)
-            self._keep_the_best(epoch, validation_accuracy)
+        place.seconds = trained - began
+        try:
+            # Nothing is changed here that was not put back, so a stop need not wait.
+            with self.stop.immediate(), self.weights.applied():
+                logits = predict_logits(
+                    self.model, self.validation, self.runtime, self.config.speed
+                )
+        except (KeyboardInterrupt, SystemExit):
+            self._save_before_the_end()
+            raise
+        validation_loss, validation_accuracy = loss_and_accuracy(logits, self.validation.labels)
+        self._keep_the_best(epoch, validation_accuracy)
         record = EpochRecord(
             epoch=epoch,
             step=self.step,
@@ -130,19 +176,90 @@ class _Loop:
             train_accuracy=train_right / self.train.num_reviews,
             validation_loss=validation_loss,
             validation_accuracy=validation_accuracy,
-            train_seconds=trained - started,
+            train_seconds=place.seconds,
             validation_seconds=time.perf_counter() - trained,
         )
         self.recorder.on_epoch(record)
+        self.place = _Place(epoch=epoch + 1, sums=torch.zeros_like(place.sums))
         self.window.leave_out(time.perf_counter() - trained)
-        return record
+
+    def state(self) -> dict[str, Any]:
+        """All that the rest of the training follows from."""
+        return {
+            "step": self.step,
+            "place": vars(self.place),
+            "window": self.window.state(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "averages": self.weights.state(),
+            "best_weights": self.best_weights,
+            "max_tokens": self.passes.max_tokens,
+            "history": asdict(self.recorder.history),
+            "random": random_state(),
+            "energy_joules": self.energy_joules(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave, in another process."""
+        device = self.runtime.device
+        self.step = state["step"]
+        self.place = _Place(**{**state["place"], "sums": state["place"]["sums"].to(device)})
+        self.window.load_state(state["window"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.weights.load_state(state["averages"])
+        self.best_weights = state["best_weights"]
+        self.passes.max_tokens = state["max_tokens"]
+        self.recorder.history = History.from_state(state["history"])
+        self.energy_before = state["energy_joules"]
+        set_random_state(state["random"])
+
+    def energy_joules(self) -> float | None:
+        """Of all attempts together, where each of them knew."""
+        here = self.energy.joules()
+        return None if here is None or self.energy_before is None else self.energy_before + here
+
+    def save_if_due(self) -> None:
+        """Save the state if it is time for it, or if the process is asked to end.
+
+        Raises:
+            InputError: the loss is no number, so the state is worth nothing.
+            KeyboardInterrupt: on SIGINT.
+            SystemExit: on SIGTERM.
+        """
+        if self.stop.number is not None:
+            self._save_before_the_end()
+            self.stop.check()
+        elif self.points is not None and self.points.is_due(self.step):
+            began = time.perf_counter()
+            self._losses()
+            self.points.save(self.step, self.state())
+            self.window.leave_out(time.perf_counter() - began)
+
+    def _save_before_the_end(self) -> None:
+        if self.points is None or not self.points.is_enabled:
+            return
+        self._losses()
+        self.points.save(self.step, self.state())
+        if self.points.wait():
+            print(
+                f"stopped at step {self.step} of {self.num_steps}; "
+                "the same command goes on from there",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _keep_the_best(self, epoch: int, accuracy: float) -> None:
         history, keep_best = self.recorder.history, self.config.train.keep == "best"
         if all(accuracy > earlier.validation_accuracy for earlier in history.epochs):
             history.best_epoch = epoch
             if keep_best:
-                self.best_weights = copy.deepcopy(self.model.state_dict())
+                with self.weights.applied():
+                    self.best_weights = copy.deepcopy(self.model.state_dict())
         history.kept_epoch = history.best_epoch if keep_best else epoch
 
     def _selections(self, epoch: int) -> list[torch.Tensor]:
@@ -166,7 +283,6 @@ class _Loop:
             norm = torch.nn.utils.get_total_norm(gradients)
             if clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), clip, norm)
-        learning_rate = max(map(float, self.schedule.get_last_lr()))
         scale = self.scaler.get_scale() if self.scaler.is_enabled() else 1.0
         self.clock.start()
         self.scaler.step(self.optimizer)
@@ -180,64 +296,17 @@ class _Loop:
             self.schedule.step()
         self.recorder.on_update(self.step)
         if is_logged:
+            losses = self._losses()
             record = self.window.close(
+                losses,
                 step=self.step,
                 epoch=epoch,
-                learning_rate=learning_rate,
                 norm=norm,
                 optimizer_seconds=self.clock.mean_seconds,
             )
-            if not math.isfinite(record.loss):
-                raise InputError(
-                    f"the loss is {record.loss} at step {self.step}, epoch {epoch:.2f}, "
-                    f"learning rate {learning_rate:g}; "
-                    f"lower optimizers.{self.config.optimizer}.learning_rate"
-                )
             self.recorder.on_step(record)
 
-
-class _Window:
-    """Sums since the last record; reading them is the only time that a step waits."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._open()
-
-    def _open(self) -> None:
-        self.loss_sum = torch.zeros((), device=self.device)
-        self.num_examples = 0
-        self.num_tokens = 0
-        self.started = time.perf_counter()
-
-    def add(self, loss_sum: torch.Tensor, num_examples: int, num_tokens: int) -> None:
-        self.loss_sum += loss_sum
-        self.num_examples += num_examples
-        self.num_tokens += num_tokens
-
-    def leave_out(self, seconds: float) -> None:
-        """Do not count a time in which nothing was trained."""
-        self.started += seconds
-
-    def close(
-        self,
-        *,
-        step: int,
-        epoch: float,
-        learning_rate: float,
-        norm: torch.Tensor | None,
-        optimizer_seconds: Callable[[], float | None],
-    ) -> StepRecord:
-        loss = self.loss_sum.item() / self.num_examples  # waits for the device
-        seconds = time.perf_counter() - self.started
-        record = StepRecord(
-            step=step,
-            epoch=epoch,
-            loss=loss,
-            learning_rate=learning_rate,
-            gradient_norm=None if norm is None else norm.item(),
-            tokens_per_second=self.num_tokens / seconds,
-            examples_per_second=self.num_examples / seconds,
-            optimizer_seconds=optimizer_seconds(),
+    def _losses(self) -> list[float]:
+        return self.window.read(
+            self.step, f"lower optimizers.{self.config.optimizer}.learning_rate"
         )
-        self._open()
-        return record

@@ -1,6 +1,7 @@
 """One execution of the train stage: data in, model and records out, a run in MLflow."""
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from distiltune import InputError
 from distiltune.artifacts import (
     RUN_FILE,
     SUMMARY_FILE,
@@ -27,11 +29,11 @@ from distiltune.models import (
 from distiltune.runtime import Runtime, choose_runtime, code_digest, seed_everything
 from distiltune.tracking import WEIGHTS_TAG, TrackedRun, version_tags
 from distiltune.training.costs import peak_memory_bytes
-from distiltune.training.history import ConsoleReporter, Reporter
+from distiltune.training.history import ConsoleReporter, History, Reporter
 from distiltune.training.native import train_native
+from distiltune.training.resume import ResumePoints, fingerprint_of
 from distiltune.training.trainer import train_with_trainer
 
-ENGINES = {"native": train_native, "trainer": train_with_trainer}
 SINGLE_THREAD_WEIGHTS = 1_000_000
 
 
@@ -44,8 +46,10 @@ def run_training(
     checkpoint: Path,
     model: Path,
     history: Path,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Callable[[Path], None]]:
     """Train, write the model and the history, and mirror both in MLflow.
+
+    A training that was cut off goes on from its last saved state (`engine: native`).
 
     Args:
         config: what the stage reads of the params.
@@ -57,7 +61,7 @@ def run_training(
         history: the folder to write the records into.
 
     Returns:
-        The metrics of the stage.
+        The metrics of the stage, and what to call with their file once that is written.
 
     Raises:
         InputError: a param does not fit the data or the device.
@@ -100,13 +104,29 @@ def run_training(
         "max_length": train.max_length,
         "truncation": train.truncation,
         "from_scratch": from_scratch,
+        "training": None,
     }
+    points, fingerprint = _resume_points(config, root, facts, checkpoint)
     tracked = TrackedRun(root, config.tracking.experiment)
-    tracked.start(facts, system_metrics=config.tracking.system_metrics)
+    tracked.start(
+        facts,
+        system_metrics=config.tracking.system_metrics,
+        fingerprint=fingerprint,
+        earlier=points.tracked_run if points else None,
+    )
+    if points:
+        points.note_run(tracked.run_id)
     reporters: list[Reporter] = [ConsoleReporter(num_steps, config.epochs), tracked]
     status, started = "FAILED", time.time()
     try:
-        records = ENGINES[config.engine](config, network, train, validation, runtime, reporters)
+        if points is None:
+            records = train_with_trainer(config, network, train, validation, runtime, reporters)
+        else:
+            if points.found:
+                earlier = History.from_state(points.found["history"])
+                tracked.replay(earlier.steps, earlier.epochs)
+            started = points.notes.setdefault("started", started)
+            records = train_native(config, network, train, validation, runtime, reporters, points)
         summary = {
             **records.summary(),
             "num_tokens": len(records.epochs) * len(train.ids),
@@ -132,12 +152,28 @@ def run_training(
         if config.tracking.log_model:
             tracked.log_model(model, train.info.label_names)
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except InputError:
+        if points:
+            points.remove()  # from there it would only fail again
+        raise
+    except (KeyboardInterrupt, SystemExit):
         status = "KILLED"
         raise
     finally:
         tracked.close(status)
-    return summary
+    return summary, points.finish if points else lambda metrics: None
+
+
+def _resume_points(
+    config: TrainConfig, root: Path, facts: dict[str, Any], checkpoint: Path
+) -> tuple[ResumePoints | None, str | None]:
+    """Where the states of this training are, and its fingerprint if they are its alone."""
+    if config.engine != "native":
+        return None, None
+    fingerprint = fingerprint_of(facts, checkpoint / WEIGHTS_FILE)
+    facts["training"] = fingerprint
+    points = ResumePoints(root, fingerprint, config.resume)
+    return points, fingerprint if points.is_enabled else None
 
 
 def _unusual(config: TrainConfig) -> str:
