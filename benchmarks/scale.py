@@ -239,7 +239,7 @@ def run_stage(stage: str, project: Path, num_reviews: int, name: str | None = No
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_"))}
     with tempfile.TemporaryFile() as printed:
         started = time.perf_counter()
-        process = subprocess.Popen(  # noqa: S603 (our own interpreter and modules)
+        process = subprocess.Popen(
             [sys.executable, "-m", f"stages.{stage}"],
             cwd=project,
             env=kept,
@@ -268,7 +268,7 @@ def environment_record() -> dict[str, Any]:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(ROOT), *arguments]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (git alone)
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
         return result.stdout.strip()
 
     changed = bool(git("status", "--porcelain", "--untracked-files=no"))

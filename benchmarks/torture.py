@@ -13,7 +13,6 @@ once at each step. It writes `torture.json`, and ends with status 1 if anything 
 
 import argparse
 import os
-import random
 import shutil
 import signal
 import sqlite3
@@ -27,6 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 from ruamel.yaml import YAML
 
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    moments = random.Random(arguments.seed)  # noqa: S311 (nothing secret)
+    moments = np.random.default_rng(arguments.seed)
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         prepared = prepare(Path(folder) / "prepared", arguments.set_param)
         whole = copy_of(prepared, "whole")
@@ -107,7 +107,7 @@ def main() -> None:
 def prepare(project: Path, overrides: Sequence[str]) -> Path:
     """A copy of this checkout with a repository of its own, up to the token files."""
     listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"],  # noqa: S607 (git is on the path)
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     for name in filter(None, listed.split("\0")):
@@ -133,9 +133,7 @@ def prepare(project: Path, overrides: Sequence[str]) -> Path:
         ["git", "commit", "-qm", "torture"],
         [sys.executable, "-m", "dvc", "repro", "-q", *DATA],
     ):
-        subprocess.run(  # noqa: S603 (the commands above)
-            command, cwd=project, env=shell(), check=True, stdout=subprocess.DEVNULL
-        )
+        subprocess.run(command, cwd=project, env=shell(), check=True, stdout=subprocess.DEVNULL)
     return project
 
 
@@ -165,7 +163,7 @@ def command_for(project: Path, use_queue: bool) -> list[str]:
 def start(project: Path, use_queue: bool) -> tuple["subprocess.Popen[bytes]", Path]:
     log = project / ".dvc" / "tmp" / "torture.log"
     with log.open("ab") as file:
-        process = subprocess.Popen(  # noqa: S603 (our own commands)
+        process = subprocess.Popen(
             command_for(project, use_queue), cwd=project, env=shell(), stdout=file, stderr=file
         )
     return process, log
@@ -186,7 +184,7 @@ def run_to_the_end(project: Path, *, use_queue: bool) -> float:
 
 
 def torture(
-    project: Path, number: int, max_kills: int, duration: float, moments: random.Random,
+    project: Path, number: int, max_kills: int, duration: float, moments: np.random.Generator,
     use_queue: bool,
 ) -> list[Kill]:  # fmt: skip
     """Kill and start again, until it gets through before its moment has come."""

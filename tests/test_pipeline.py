@@ -219,11 +219,11 @@ def test_a_store_that_goes_in_the_middle_leaves_a_failed_run_and_a_whole_one(
     def on_epoch(self, record: Any) -> None:
         import sqlite3
         if record.epoch == 1:
-            store = sqlite3.connect(self.root / DATABASE)
+            store = sqlite3.connect(self.root / "mlflow.db")
             store.execute("alter table metrics rename to lost")
             store.commit()
         else:
-            store = sqlite3.connect(self.root / DATABASE)
+            store = sqlite3.connect(self.root / "mlflow.db")
             store.execute("alter table lost rename to metrics")
             store.commit()
 """

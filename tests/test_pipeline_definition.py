@@ -26,7 +26,8 @@ CONFIGS = {
 # import each other.
 LAYERS = (
     {"distiltune"},
-    {"artifacts", "config", "runtime", "tracking"},
+    {"artifacts", "config", "location", "runtime"},
+    {"tracking"},
     {"fetching", "store"},
     {"batching", "checkpoint", "dataset", "encoding", "models", "optimizers", "sample"}
     | {"splitting"},

@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from distiltune import InputError
-from distiltune.tracking import (
-    CHECKOUT_TAG,
-    EXPERIMENT_TAG,
-    WEIGHTS_TAG,
+from distiltune.location import (
     checkout_id,
     experiment_id,
     find_experiment,
@@ -19,6 +16,7 @@ from distiltune.tracking import (
     import_mlflow,
     use_store,
 )
+from distiltune.tracking import CHECKOUT_TAG, EXPERIMENT_TAG, WEIGHTS_TAG
 
 SWEEP_TAG, KIND_TAG, PARENT_TAG = "sweep", "kind", "mlflow.parentRunId"
 MAX_REASON = 200  # characters of MLflow's own message

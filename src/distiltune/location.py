@@ -1,0 +1,92 @@
+"""Where MLflow's runs are: the store and its experiment, made once, and whose runs they are."""
+
+import contextlib
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+
+
+def experiment_id(root: Path, name: str) -> str:
+    """The id of an MLflow experiment, which the first process that wants it makes."""
+    mlflow = import_mlflow()
+    with _making_the_store(root):
+        found = mlflow.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        is_ours = use_store(root) == _default_uri(root)
+        location = (root / ARTIFACTS).as_uri() if is_ours else None
+        # The UI opens such an experiment on its runs and models.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(mlflow.create_experiment(name, location, tags))
+
+
+def find_experiment(root: Path, name: str) -> str | None:
+    """The id of an MLflow experiment if there is one; makes nothing."""
+    if not has_store(root):
+        return None
+    with _making_the_store(root):
+        found = import_mlflow().get_experiment_by_name(name)
+    return None if found is None else str(found.experiment_id)
+
+
+@contextlib.contextmanager
+def _making_the_store(root: Path) -> Iterator[None]:
+    """Alone with our own store, whose database the first look into it makes.
+
+    Two processes that did so at once would each find half a database. A server is not
+    waited for with the lock held: others may have another store.
+    """
+    is_ours = use_store(root) == _default_uri(root)
+    with FileLock(root / ".dvc" / "tmp" / "mlflow.lock") if is_ours else contextlib.nullcontext():
+        yield
+
+
+def has_store(root: Path) -> bool:
+    """Whether there may be runs: looking for them in SQLite would make an empty database."""
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or (root / DATABASE).exists()
+
+
+def checkout_id(root: Path) -> str:
+    """A number of this checkout's own: runs of others on the same server are not touched."""
+    file = root / ".dvc" / "tmp" / "checkout"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / ".dvc" / "tmp" / "checkout.lock"):
+        if not file.exists():
+            file.write_text(uuid.uuid4().hex, encoding="utf-8")
+        return file.read_text(encoding="utf-8")
+
+
+def import_mlflow() -> Any:
+    """MLflow, which calls nobody and says nothing of its own start."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
+    # Half a minute for a server that is not there; MLflow's 7 are four minutes of silence.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+    import mlflow
+    import mlflow.data.code_dataset_source
+    import mlflow.data.meta_dataset
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return mlflow
+
+
+def _default_uri(root: Path) -> str:
+    return f"sqlite:///{root / DATABASE}"
+
+
+def use_store(root: Path) -> str:
+    """Point MLflow at `MLFLOW_TRACKING_URI`, or at SQLite below the project's root."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or _default_uri(root)
+    (root / ".dvc" / "tmp").mkdir(parents=True, exist_ok=True)
+    import_mlflow().set_tracking_uri(uri)
+    return uri
