@@ -14,7 +14,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup demo ui test test-slow test-imdb test-gpu sweep compare bench torture check format clean
+.PHONY: help setup demo ui test test-slow test-imdb test-gpu sweep compare bench torture outages check format clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -90,6 +90,9 @@ bench: setup  ## speed and memory beside the lecture's loop and the Trainer (6 m
 torture: setup  ## kills a training 20 times, directly and through the queue; nothing may come of it
 	python -m benchmarks.torture $(ARGS)
 	python -m benchmarks.torture --queue $(ARGS)
+
+outages: setup  ## takes MLflow away from the stages in many ways; nothing may be lost
+	python -m benchmarks.outages
 
 format: setup  ## lint fixes and formatting
 	ruff check --fix .

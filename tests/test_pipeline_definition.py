@@ -27,8 +27,9 @@ CONFIGS = {
 LAYERS = (
     {"distiltune"},
     {"artifacts", "config", "location", "runtime"},
-    {"tracking"},
-    {"fetching", "store"},
+    {"outbox"},
+    {"sending"},
+    {"fetching", "store", "tracking"},
     {"batching", "checkpoint", "dataset", "encoding", "models", "optimizers", "sample"}
     | {"splitting"},
     {"inference"},

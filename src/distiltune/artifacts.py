@@ -6,7 +6,7 @@ schema's metadata. Token files are safetensors with
     ids      (num_tokens,)      int32, the reviews one after the other, unpadded
     offsets  (num_reviews + 1,) int64, review i is ids[offsets[i]:offsets[i + 1]]
     labels   (num_reviews,)     int64
-and can be mapped into memory.
+and can be mapped into memory. Both carry checksums, which are looked at where they are read.
 """
 
 import contextlib
@@ -31,7 +31,10 @@ SPLITS = ("train", "validation", "test")
 ROWS_PER_GROUP = 4096
 # By default pyarrow reads the whole file ahead, and keeps it. Without a buffer's size it reads
 # a row group's column at once, which in a user's file may be all of it.
-STREAMING = {"pre_buffer": False, "buffer_size": 1 << 16}
+STREAMING = {"pre_buffer": False, "buffer_size": 1 << 16, "page_checksum_verification": True}
+WAY_OUT = "`dvc checkout` restores it, or `dvc repro` makes it again"
+# In a token file's metadata: the sha256 of ids, offsets and labels, one after the other.
+DIGEST_KEY = "sha256"
 # Beside a model's weights: what it was trained with and on, and how it reads a text.
 RUN_FILE = "run.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -111,33 +114,54 @@ def write_reviews(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Sche
     """Write record batches as Parquet, one at a time."""
     with (
         new_file(path) as partial,
-        pq.ParquetWriter(partial, schema, compression="zstd") as writer,
+        pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer,
     ):
         for batch in batches:
             writer.write_batch(batch)
 
 
-def open_reviews(path: Path) -> tuple[pq.ParquetFile, DatasetInfo]:
-    """Open a table of reviews for reading in batches.
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[pq.ParquetFile]:
+    """The open table; what is wrong with it within is told as damage."""
+    try:
+        with pq.ParquetFile(path, **STREAMING) as file:
+            yield file
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowInvalid, OSError, TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{path}: no table of reviews ({_first_line(error)}); {WAY_OUT}") from None
+
+
+def read_info(path: Path) -> DatasetInfo:
+    """What a table of reviews says of itself.
 
     Raises:
         InputError: the file is damaged, or was not written by this pipeline.
     """
-    try:
-        file = pq.ParquetFile(path, **STREAMING)
+    with _reading(path) as file:
         info = json.loads(file.schema_arrow.metadata[b"distiltune"])
-    except (pa.ArrowInvalid, TypeError, KeyError) as error:
-        raise InputError(
-            f"{path}: no table of reviews ({_first_line(error)}); "
-            "`dvc checkout` restores it, or `dvc repro` makes it again"
-        ) from None
-    return file, DatasetInfo(dataset=info["dataset"], label_names=tuple(info["label_names"]))
+        return DatasetInfo(dataset=info["dataset"], label_names=tuple(info["label_names"]))
+
+
+def read_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of a table of reviews, some at a time.
+
+    Raises:
+        InputError: the file is damaged, or was not written by this pipeline.
+    """
+    with _reading(path) as file:
+        yield from file.iter_batches(ROWS_PER_GROUP, columns=columns)
 
 
 def read_reviews(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, DatasetInfo]:
-    """Read a table of reviews, or some of its columns, into memory."""
-    file, info = open_reviews(path)
-    return file.read(columns=columns), info
+    """Read a table of reviews, or some of its columns, into memory.
+
+    Raises:
+        InputError: the file is damaged, or was not written by this pipeline.
+    """
+    info = read_info(path)
+    with _reading(path) as file:
+        return file.read(columns=columns), info
 
 
 class TokenWriter:
@@ -148,6 +172,7 @@ class TokenWriter:
         self.lengths: list[np.ndarray[Any, np.dtype[np.int64]]] = []
         self.labels: list[np.ndarray[Any, np.dtype[np.int64]]] = []
         self._ids = tempfile.TemporaryFile(dir=path.parent)
+        self._digest = hashlib.sha256()
 
     def write(
         self,
@@ -157,7 +182,9 @@ class TokenWriter:
     ) -> None:
         """Append reviews: ids (num_tokens,), lengths (num_reviews,), labels (num_reviews,)."""
         assert ids.size == lengths.sum() and lengths.size == labels.size
-        self._ids.write(ids.astype("<i4").tobytes())
+        content = ids.astype("<i4").tobytes()
+        self._ids.write(content)
+        self._digest.update(content)
         self.lengths.append(lengths)
         self.labels.append(labels)
 
@@ -167,6 +194,9 @@ class TokenWriter:
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("<i8")
         labels = np.concatenate(self.labels).astype("<i8")
         sizes = {"offsets": offsets.nbytes, "labels": labels.nbytes, "ids": int(offsets[-1]) * 4}
+        for column in (offsets, labels):
+            self._digest.update(column.tobytes())
+        metadata = {**metadata, DIGEST_KEY: self._digest.hexdigest()}
         header: dict[str, Any] = {"__metadata__": metadata}
         start = 0
         for name, dtype, shape in (

@@ -1,5 +1,6 @@
 """Reads token files, orders reviews by a seed, and cuts batches of concatenated ids."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch.nn import functional
 
 from distiltune import InputError
-from distiltune.artifacts import DatasetInfo
+from distiltune.artifacts import DIGEST_KEY, WAY_OUT, DatasetInfo
 
 # Batches of similar length come from chunks of this many batches.
 BATCHES_PER_CHUNK = 50
@@ -64,15 +65,20 @@ class Batch:
 
 
 def read_tokens(path: Path) -> Tokens:
-    """Map a token file into memory.
+    """Map a token file into memory, and check that it holds what was written.
 
     Raises:
         InputError: the file is damaged or cut off.
     """
+    digest = hashlib.sha256()
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in ("ids", "offsets", "labels")}
             metadata = file.metadata()
+        for name in ("ids", "offsets", "labels"):
+            digest.update(tensors[name].numpy())
+        if digest.hexdigest() != metadata[DIGEST_KEY]:
+            raise ValueError("its content has another sha256")
         label_names = tuple(json.loads(metadata["label_names"]))
         info = DatasetInfo(dataset=metadata["dataset"], label_names=label_names)
         tokens = Tokens(
@@ -82,12 +88,7 @@ def read_tokens(path: Path) -> Tokens:
             truncation=metadata["truncation"],
         )
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{path}: no token file, or damaged ({error}); "
-            "`dvc checkout` restores it, or `dvc repro` makes it again"
-        ) from None
-    assert len(tokens.offsets) == tokens.num_reviews + 1
-    assert int(tokens.offsets[-1]) == len(tokens.ids)
+        raise InputError(f"{path}: no token file, or damaged ({error}); {WAY_OUT}") from None
     return tokens
 
 

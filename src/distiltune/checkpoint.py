@@ -4,7 +4,14 @@ import shutil
 from pathlib import Path
 
 from distiltune import InputError
-from distiltune.artifacts import WEIGHTS_FILE, new_folder, read_json, sha256_of, write_json
+from distiltune.artifacts import (
+    WAY_OUT,
+    WEIGHTS_FILE,
+    new_folder,
+    read_json,
+    sha256_of,
+    write_json,
+)
 from distiltune.config import CheckpointRow
 
 # Weights in one format that holds no code, and what the tokenizer is made of.
@@ -49,6 +56,20 @@ def bring_checkpoint(model: str, row: CheckpointRow | None, root: Path, output: 
             _download(row, partial, where)
         _check(partial, row, where)
         write_json(partial / "source.json", source)
+
+
+def checked_weights(folder: Path) -> str:
+    """The sha256 of the weights that `bring_checkpoint` put there.
+
+    Raises:
+        InputError: they are others than it found.
+    """
+    expected = read_json(folder / "source.json")["sha256"]
+    if (found := sha256_of(folder / WEIGHTS_FILE)) != expected:
+        raise InputError(
+            f"{folder / WEIGHTS_FILE}: damaged: its sha256 is {found}, not {expected}; {WAY_OUT}"
+        )
+    return found
 
 
 def _copy_folder(folder: Path, output: Path, where: str) -> None:
@@ -104,6 +125,8 @@ def _check(folder: Path, row: CheckpointRow, where: str) -> None:
         config = read_json(folder / "config.json")
     except ValueError as error:
         raise InputError(f"{where}: config.json of {source} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{where}: config.json of {source} must hold a table")
     if "auto_map" in config:
         raise InputError(
             f"{where}: {source} wants to run code of its own (auto_map in its config.json); "

@@ -1,10 +1,10 @@
-"""The command `distiltune`: sweeps over variants, and their comparison."""
+"""The command `distiltune`: sweeps over variants, their comparison, what MLflow has missed."""
 
 import argparse
 import contextlib
 from pathlib import Path
 
-from distiltune.commands import run_compare, run_sweep
+from distiltune.commands import run_compare, run_sweep, run_sync
 from distiltune.runtime import run_stage
 
 
@@ -60,6 +60,14 @@ def parser() -> argparse.ArgumentParser:
                          help="compare what is not comparable too, and mark it")  # fmt: skip
     _add_output_options(compare)
     compare.set_defaults(run=run_compare)
+    sync = commands.add_parser(
+        "sync",
+        help="send MLflow what it was not there for",
+        description="Sends what stages could not log, since MLflow was away, and kept on disk. "
+        "Stages, sweep and compare do that too when they start. The exit status is 1 as long as "
+        "something is left.",
+    )
+    sync.set_defaults(run=run_sync)
     return found
 
 

@@ -22,9 +22,11 @@ from distiltune.comparison.runs import (
 )
 from distiltune.config import load_params
 from distiltune.runtime import project_root
+from distiltune.sending import synchronize
 from distiltune.sweeping.plan import Planner, Trial
 from distiltune.sweeping.pruning import median_bars
 from distiltune.sweeping.sweep import SweepRunner, say
+from distiltune.tracking import send_waiting
 
 REPORTS = Path("reports")
 SPAN = 8.0
@@ -50,6 +52,7 @@ def run_sweep(arguments: argparse.Namespace) -> None:
     _check_outputs(arguments, root / REPORTS / planner.name)
     experiment = load_params(root / "params.yaml").tracking.experiment
     parent = None
+    send_waiting(root)
     try:
         searched, tried = _search_rates(root, planner, experiment, arguments.jobs)
         rates = {name: rate.row_rate for name, rate in best_rates(tried).items()}
@@ -130,6 +133,15 @@ def _bars(planner: Planner, finished: Sequence[TriedRate]) -> dict[str, tuple[fl
     }
 
 
+def run_sync(_: argparse.Namespace) -> None:
+    """`distiltune sync`.
+
+    Raises:
+        InputError: something could not be sent.
+    """
+    synchronize(_root())
+
+
 def run_compare(arguments: argparse.Namespace) -> None:
     """`distiltune compare`.
 
@@ -137,6 +149,7 @@ def run_compare(arguments: argparse.Namespace) -> None:
         InputError: there is nothing to compare, or it is not comparable.
     """
     root = _root()
+    send_waiting(root)
     parent, tried = None, []
     name = arguments.sweep or "comparison"
     if arguments.experiments:

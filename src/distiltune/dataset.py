@@ -9,6 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -49,7 +50,8 @@ def read_imdb(archive: Path) -> tuple[list[str], list[int]]:
         (part, label): [] for part in ("test", "train") for label in ("pos", "neg")
     }
     try:
-        with tarfile.open(archive, "r|*") as tar:
+        # Not as a stream ("r|*"), which takes the end of a file that was cut off for the archive's.
+        with tarfile.open(archive, "r:*") as tar:
             for member in tar:
                 match = IMDB_MEMBER.fullmatch(member.name)
                 if not match or not member.isfile():
@@ -241,11 +243,14 @@ def _read_csv(path: Path, *columns: str) -> Iterator[Rows]:
     import pandas as pd
 
     text_column, label_column = columns
+    # Everything as written: `NA` is a word, and 007 is not 7.
+    as_written: dict[str, Any] = {"encoding": "utf-8-sig", "dtype": str, "keep_default_na": False}
     try:
-        # Everything as written: `NA` is a word, and 007 is not 7.
-        with pd.read_csv(
-            path, encoding="utf-8-sig", dtype=str, keep_default_na=False, chunksize=ROWS_PER_GROUP
-        ) as reader:
+        header = pd.read_csv(path, header=None, nrows=1, **as_written).iloc[0].tolist()
+        for name in columns:
+            if header.count(name) > 1:
+                raise InputError(f"{path}: column {name!r} stands there twice")
+        with pd.read_csv(path, chunksize=ROWS_PER_GROUP, **as_written) as reader:
             for frame in reader:
                 _check_columns(path, list(frame.columns), (text_column, label_column))
                 if not isinstance(frame.index, pd.RangeIndex):

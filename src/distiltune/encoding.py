@@ -15,12 +15,13 @@ from tokenizers.models import BPE, WordLevel, WordPiece
 from tokenizers.trainers import BpeTrainer, WordLevelTrainer
 
 from distiltune import InputError
-from distiltune.artifacts import ROWS_PER_GROUP, TokenWriter, open_reviews, read_json
+from distiltune.artifacts import TokenWriter, read_batches, read_info, read_json
 from distiltune.config import TokenizerRow
 
 # Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?", keep the first 128
 # and the last 382 of 510 tokens; other lengths are divided in the same proportion.
 HEAD_TOKENS, ALL_TOKENS = 128, 510
+PROBE = "Any words, and one that no vocabulary has: \U0010fffd"
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Lengths = np.ndarray[Any, np.dtype[np.int64]]
 # Over so many ids of different chunks the memory of them is emptied. Ids and not chunks are
@@ -113,7 +114,13 @@ def _load_tokenizer(checkpoint: Path, max_length: int, output: Path) -> tokenize
         raise InputError(f"the checkpoint's tokenizer {type(tokenizer).__name__} has no fast form")
     tokenizer.model_max_length = max_length
     tokenizer.save_pretrained(output)
-    return tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    try:
+        backend.encode(PROBE)
+    # The library has no narrower one for a vocabulary without a token for what is unknown.
+    except Exception as error:
+        raise InputError(f"the checkpoint's tokenizer cannot encode a text: {error}") from None
+    return backend
 
 
 def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
@@ -252,7 +259,7 @@ def encode_split(encoder: Encoder, table: Path, output: Path) -> dict[str, int]:
         counts["num_reviews"] += len(lengths)
         counts["num_tokens"] += len(ids)
         counts["num_at_limit"] += int((lengths == encoder.max_length).sum())
-    _, info = open_reviews(table)
+    info = read_info(table)
     writer.close(
         {
             "dataset": info.dataset,
@@ -265,6 +272,5 @@ def encode_split(encoder: Encoder, table: Path, output: Path) -> dict[str, int]:
 
 
 def _batches(table: Path) -> Iterator[tuple[list[str], list[int]]]:
-    file, _ = open_reviews(table)
-    for batch in file.iter_batches(ROWS_PER_GROUP, columns=["text", "label"]):
+    for batch in read_batches(table, ["text", "label"]):
         yield batch["text"].to_pylist(), batch["label"].to_pylist()

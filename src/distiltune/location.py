@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,19 +70,28 @@ def import_mlflow() -> Any:
     os.environ.setdefault("MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING", "false")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
-    # Half a minute for a server that is not there; MLflow's 7 are four minutes of silence.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
+    # MLflow's 7, of two minutes each, are a long silence; what logs tries again by itself.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     import mlflow
     import mlflow.data.code_dataset_source
     import mlflow.data.meta_dataset
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # With a traceback what whoever asks gets as an exception, and says in a line.
+    logging.getLogger("mlflow.store.db").setLevel(logging.CRITICAL)
     return mlflow
 
 
 def _default_uri(root: Path) -> str:
     return f"sqlite:///{root / DATABASE}"
+
+
+def store_name(root: Path) -> str:
+    """The store's address without credentials, to be shown and written down."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or _default_uri(root)
+    return re.sub(r"(?<=//)[^/]*@|[?#].*", "", uri)
 
 
 def use_store(root: Path) -> str:

@@ -32,7 +32,7 @@ CONTAINER_MEMORY = (
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage; a user's mistake is printed without a traceback, exit status 1.
+    """Run a stage; a user's mistake, or the disk's, is a line without a traceback, exit status 1.
 
     SIGINT and SIGTERM end it with 130 and 143, and what it writes aside is removed.
     """
@@ -44,6 +44,11 @@ def run_stage(main: Callable[[], None]) -> None:
     except InputError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        # A full disk, a file that is gone, no right to write: nothing that a traceback explains.
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -14,14 +14,14 @@ from typing import IO, Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from distiltune import InputError
 from distiltune.artifacts import (
     ROWS_PER_GROUP,
     SPLITS,
     DatasetInfo,
-    open_reviews,
+    read_batches,
+    read_info,
     reviews_schema,
     write_reviews,
 )
@@ -43,12 +43,12 @@ def split_reviews(table_path: Path, dataset: str, row: SplitRow, folder: Path) -
     Raises:
         InputError: there are too few reviews, or a split lacks a class.
     """
-    file, info = open_reviews(table_path)
+    info = read_info(table_path)
     where = f"splits.{dataset}"
     folder.mkdir(parents=True, exist_ok=True)
     # Has no name, so that nothing is left of it, however the stage ends.
     with tempfile.TemporaryFile(dir=folder) as texts:
-        labels, text_numbers, offsets = _read_through(file, texts)
+        labels, text_numbers, offsets = _read_through(table_path, texts)
         chosen = choose_rows(labels, row, where)
         num_dropped = dict.fromkeys(SPLITS, 0)
         if row.drop_duplicates:
@@ -72,7 +72,7 @@ def split_reviews(table_path: Path, dataset: str, row: SplitRow, folder: Path) -
     return audit(labels, text_numbers, chosen, num_dropped, info)
 
 
-def _read_through(file: pq.ParquetFile, texts: IO[bytes]) -> tuple[Labels, Indices, Indices]:
+def _read_through(table: Path, texts: IO[bytes]) -> tuple[Labels, Indices, Indices]:
     """Read the whole table once, row group by row group, and lay its texts down in a file.
 
     Returns:
@@ -81,7 +81,7 @@ def _read_through(file: pq.ParquetFile, texts: IO[bytes]) -> tuple[Labels, Indic
         from offsets[i] to offsets[i + 1], as UTF-8.
     """
     labels, digests, lengths = [], [], []
-    for batch in file.iter_batches(ROWS_PER_GROUP, columns=["text", "label"]):
+    for batch in read_batches(table, ["text", "label"]):
         encoded = batch["text"].cast(pa.binary()).to_pylist()
         texts.writelines(encoded)
         labels.append(batch["label"].to_numpy())

@@ -16,7 +16,7 @@ from distiltune.location import (
     import_mlflow,
     use_store,
 )
-from distiltune.tracking import CHECKOUT_TAG, EXPERIMENT_TAG, WEIGHTS_TAG
+from distiltune.sending import CHECKOUT_TAG, EXPERIMENT_TAG, WEIGHTS_TAG
 
 SWEEP_TAG, KIND_TAG, PARENT_TAG = "sweep", "kind", "mlflow.parentRunId"
 MAX_REASON = 200  # characters of MLflow's own message

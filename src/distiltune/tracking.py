@@ -1,7 +1,8 @@
 """The MLflow mirror: files are the truth, a run in MLflow shows them.
 
-Nothing else logs to it (serving.py is what MLflow runs). What goes wrong here is said
-once and never stops a stage: `evaluate` writes a run that it does not find from the files.
+Nothing else logs to it (serving.py is what MLflow runs). A stage writes what is to be
+logged into an outbox, and a thread sends that. Where MLflow is away, slow or full the stage
+goes on all the same; what could not be sent by its end is sent by whoever comes next.
 """
 
 import importlib.metadata
@@ -10,192 +11,134 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
+from typing import Any
 
-from distiltune.location import checkout_id, experiment_id, import_mlflow, use_store
+from distiltune.location import checkout_id, import_mlflow, store_name
+from distiltune.outbox import FOLDER, Outbox, is_empty
+from distiltune.sending import (
+    CHECKOUT_TAG,
+    EXPERIMENT_TAG,
+    KEY_TAG,
+    Sender,
+    model_requirements,
+    now_ms,
+    reason_of,
+    send_left_behind,
+)
 
-WEIGHTS_TAG, EXPERIMENT_TAG = "weights_sha256", "dvc_experiment"
-CHECKOUT_TAG = "checkout"
-INCOMPLETE_TAG = "incomplete"
-TRAINING_TAG = "training"  # its fingerprint: a run that was cut off is found by it
-# Kept with the logged model as its input example.
-EXAMPLE = "The plot is thin, but the acting is superb."
-# What the logged model needs where it is loaded.
-MODEL_REQUIREMENTS = (
-    "mlflow", "numpy", "pandas", "pyarrow", "pydantic", "pyyaml", "safetensors", "tokenizers",
-    "torch", "transformers",
-)  # fmt: skip
-
-P = ParamSpec("P")
-
-
-def _mirrored(
-    method: Callable[Concatenate["TrackedRun", P], None],
-) -> Callable[Concatenate["TrackedRun", P], None]:
-    """Say what went wrong with MLflow, once, and go on without it."""
-
-    def guarded(run: "TrackedRun", /, *args: P.args, **kwargs: P.kwargs) -> None:
-        if run.is_lost:
-            return
-        try:
-            method(run, *args, **kwargs)
-        # Whatever a store, a server or a disk can do wrong must not end a training.
-        except Exception as error:
-            run.is_lost = True
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            print(
-                f"warning: MLflow: {reason}; going on without it. "
-                "The results are in metrics/ and data/; `dvc repro -f -s evaluate` logs them later",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    guarded.__doc__ = method.__doc__
-    return guarded
+# A start waits so long for MLflow, so that what is wrong with it is said at once.
+FIRST_WAIT_SECONDS = 20.0
+# Between two tries to send, doubled after each that fails.
+RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
 
 
 class TrackedRun:
-    """One run in MLflow. Each method does nothing after the store has failed."""
+    """One run in MLflow, a new one or one that is there. No method fails for MLflow's sake."""
 
     def __init__(self, root: Path, experiment: str) -> None:
         self.root = root
         self.experiment = experiment
-        self.is_lost = False
-        self.run_id: str | None = None
-        self.was_found = False
-        self._logged: set[tuple[str, int]] = set()  # metrics by name and step, before this process
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mlflow")
-        self._writes: list[Future[None]] = []
+        self.key = uuid.uuid4().hex
+        self._outbox: Outbox | None = None
+        self._only_new = False
+        self._monitor: SystemMonitor | None = None
+        self._is_closing = False
+        self._was_met = threading.Event()  # or it has failed once
+        self._has_warned_of_disk = False
+        self._thread = threading.Thread(target=self._send, name="mlflow", daemon=True)
 
-    @_mirrored
     def start(
         self,
         facts: Mapping[str, Any],
         *,
         system_metrics: bool,
-        fingerprint: str | None = None,
-        earlier: str | None = None,
+        started: float,
     ) -> None:
-        """Open a new run, or the one of the same training that was cut off.
+        """Open a new run, or, where `key` was set to it, that of an attempt that was cut off.
 
         Args:
             facts: what the model's `run.json` says: `name`, to which DVC's experiment
                 name is added; `params`, resolved, of the active rows; `tags`; `dataset`;
                 `dataset_digest`, the sha256 of its training tokens.
             system_metrics: whether to sample CPU, memory and GPU meanwhile.
-            fingerprint: of the training, if it can be gone on with.
-            earlier: the run of the attempt before, where that is known.
+            started: when the first attempt began, in seconds since 1970.
         """
-        mlflow = import_mlflow()
-        experiment = experiment_id(self.root, self.experiment)
-        cut_off = self._find_cut_off(experiment, fingerprint, earlier) if fingerprint else None
-        run = mlflow.start_run(
-            run_id=cut_off,
-            experiment_id=None if cut_off else experiment,
-            run_name=" ".join(filter(None, (facts["name"], os.environ.get("DVC_EXP_NAME")))),
-            tags={
-                **facts["tags"],
-                **_context_tags(self.root),
-                **({TRAINING_TAG: fingerprint} if fingerprint else {}),
-            },
-            log_system_metrics=system_metrics,
-        )
-        self.run_id = run.info.run_id
-        mlflow.log_params(dict(facts["params"]))
-        source = mlflow.data.code_dataset_source.CodeDatasetSource({})
-        mlflow.log_input(
-            mlflow.data.meta_dataset.MetaDataset(
-                source, name=facts["dataset"], digest=facts["dataset_digest"][:32]
-            ),
-            context="training",
-        )
+        self._open(facts, weights=None)
+        if system_metrics:
+            self._monitor = SystemMonitor(self, started)
+            self._monitor.start()
 
-    def _find_cut_off(self, experiment: str, fingerprint: str, earlier: str | None) -> str | None:
-        """The run of a training that was cut off; notes what it has logged, ends its models."""
-        client = import_mlflow().MlflowClient(use_store(self.root))
-        for run in client.search_runs(
-            [experiment],
-            filter_string=f"tags.{TRAINING_TAG} = '{fingerprint}'",
-            order_by=["attributes.start_time DESC"],
-        ):
-            is_cut_off = run.info.status in ("RUNNING", "KILLED") or run.info.run_id == earlier
-            is_ours = run.data.tags.get(CHECKOUT_TAG) == checkout_id(self.root)
-            if is_cut_off and is_ours and INCOMPLETE_TAG not in run.data.tags:
-                run_id = str(run.info.run_id)
-                for name in run.data.metrics:
-                    if not name.startswith("system/"):
-                        history = client.get_metric_history(run_id, name)
-                        self._logged |= {(name, metric.step) for metric in history}
-                for model in client.search_logged_models([experiment]):
-                    if model.source_run_id == run_id:
-                        client.delete_logged_model(model.model_id)
-                return run_id
-        return None
+    def find(self, weights_sha256: str, facts: Mapping[str, Any]) -> None:
+        """Take up this checkout's run whose weights have this checksum, or open a new one.
+
+        Of several it is this experiment's, else the latest.
+
+        Args:
+            weights_sha256: of the model.
+            facts: for a new one, as `start` takes them.
+        """
+        self._open(facts, weights=weights_sha256)
+
+    @contextmanager
+    def only_if_new(self) -> Iterator[None]:
+        """What is logged within, a run that was found has already."""
+        self._only_new = True
+        try:
+            yield
+        finally:
+            self._only_new = False
+
+    def _open(self, facts: Mapping[str, Any], weights: str | None) -> None:
+        header = {
+            "store": store_name(self.root),
+            "experiment": self.experiment,
+            "key": self.key,
+            "weights": weights,
+            "is_training": weights is None,
+            "time": now_ms(),
+            "name": " ".join(filter(None, (facts["name"], os.environ.get("DVC_EXP_NAME")))),
+            "params": dict(facts["params"]),
+            "tags": {**facts["tags"], **_context_tags(self.root), KEY_TAG: self.key},
+            "dataset": facts["dataset"],
+            "dataset_digest": facts["dataset_digest"],
+        }
+        try:
+            self._outbox = Outbox.new(self.root, header)
+        except OSError as error:
+            _warn(f"nothing is logged to MLflow, since {self.root / FOLDER} cannot be written: "
+                  f"{error}; `dvc repro -f -s evaluate` logs it from the files later")  # fmt: skip
+            return
+        self._thread.start()
+        self._was_met.wait(FIRST_WAIT_SECONDS)
 
     def replay(self, steps: Iterable[Any], epochs: Iterable[Any]) -> None:
-        """Log the records of an earlier process that the run does not have yet."""
+        """Log the records of an earlier process; those that the run has are left out."""
         for record in steps:
             self.on_step(record)
         for record in epochs:
             self.on_epoch(record)
 
-    @_mirrored
-    def find(self, weights_sha256: str) -> None:
-        """Take up this checkout's run whose weights have this checksum, if there is one.
-
-        Of several it is this experiment's, else the latest.
-        """
-        client = import_mlflow().MlflowClient(use_store(self.root))
-        runs = client.search_runs(
-            [experiment_id(self.root, self.experiment)],
-            filter_string=f"tags.{WEIGHTS_TAG} = '{weights_sha256}'",
-            order_by=["attributes.start_time DESC"],
-        )
-        # Two experiments may have come to the same weights, and two checkouts.
-        runs = [r for r in runs if r.data.tags.get(CHECKOUT_TAG) == checkout_id(self.root)]
-        own = [r for r in runs if r.data.tags.get(EXPERIMENT_TAG) == os.environ.get("DVC_EXP_NAME")]
-        if runs:
-            self.run_id = (own or runs)[0].info.run_id
-            self.was_found = True
-
-    @_mirrored
     def log_metrics(self, metrics: Mapping[str, float | None], step: int = 0) -> None:
-        """Log numbers at a step, from another thread; missing ones are left out."""
-        mlflow = import_mlflow()
-        now = int(time.time() * 1000)
-        batch = [
-            mlflow.entities.Metric(name, float(value), now, step)
+        """Log numbers at a step; missing ones are left out."""
+        numbers = {
+            name: float(value)
             for name, value in metrics.items()
-            if value is not None and not math.isnan(value) and (name, step) not in self._logged
-        ]
-        for write in self._writes:
-            if write.done():
-                write.result()  # one that has failed says so now, and not at the end
-        if not batch:
-            return
-        log_batch = mlflow.MlflowClient().log_batch
-        # MLflow has a queue of its own, but the end of a run waits up to a second for its threads.
-        self._writes.append(self._writer.submit(log_batch, self.run_id, batch, synchronous=True))
+            if value is not None and not math.isnan(value)
+        }
+        if numbers:
+            self._append({"kind": "metrics", "time": now_ms(), "step": step, "metrics": numbers})
 
     def on_update(self, step: int) -> None:
         """Nothing: steps are logged when there is a record of them."""
 
     def on_step(self, record: Any) -> None:
-        self.log_step(
-            {
-                "loss": record.loss,
-                "learning_rate": record.learning_rate,
-                "gradient_norm": record.gradient_norm,
-                "tokens_per_second": record.tokens_per_second,
-                "examples_per_second": record.examples_per_second,
-                "optimizer_seconds": record.optimizer_seconds,
-            },
-            record.step,
-        )
+        self.log_step(vars(record), record.step)
 
     def on_epoch(self, record: Any) -> None:
         self.log_epoch(vars(record), record.epoch)
@@ -221,9 +164,8 @@ class TrackedRun:
             epoch,
         )
 
-    @_mirrored
     def log_model(self, folder: Path, label_names: Iterable[str]) -> None:
-        """Log the model in MLflow's own format, with the code that runs it and no pickle.
+        """Log the model in MLflow's own format, with the code that runs it.
 
         `mlflow.pyfunc.load_model` then answers a table of texts with labels and
         probabilities.
@@ -232,64 +174,153 @@ class TrackedRun:
             folder: the model's folder.
             label_names: the classes.
         """
-        mlflow = import_mlflow()
-        import pandas as pd
-        from mlflow.models import ModelSignature
-        from mlflow.types.schema import ColSpec, DataType, Schema
+        entry = {"kind": "model", "label_names": list(label_names),
+                 "requirements": model_requirements()}  # fmt: skip
+        self._append_files(entry, [folder, Path(__file__).parent])
 
-        package = Path(__file__).parent
-        probabilities = ["probability", *(f"probability_{name}" for name in label_names)]
-        outputs = [ColSpec(DataType.string, "label")]
-        outputs += [ColSpec(DataType.double, name) for name in probabilities]
-        mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(package / "serving.py"),
-            artifacts={"model": str(folder)},
-            code_paths=[str(package)],
-            signature=ModelSignature(Schema([ColSpec(DataType.string, "text")]), Schema(outputs)),
-            input_example=pd.DataFrame({"text": [EXAMPLE]}),
-            pip_requirements=[
-                f"{name}=={importlib.metadata.version(name).split('+')[0]}"
-                for name in MODEL_REQUIREMENTS
-            ],
-        )
-
-    @_mirrored
     def log_files(self, files: Iterable[Path], folder: str) -> None:
-        """Log files as artifacts below `folder`."""
-        client = import_mlflow().MlflowClient(use_store(self.root))
-        for file in files:
-            client.log_artifact(self.run_id, str(file), folder)
+        """Log files as artifacts below `folder`, as they are now."""
+        self._append_files({"kind": "files", "folder": folder}, list(files))
 
-    @_mirrored
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        client = import_mlflow().MlflowClient(use_store(self.root))
-        for name, value in tags.items():
-            client.set_tag(self.run_id, name, value)
+        self._append({"kind": "tags", "tags": dict(tags)})
 
     def close(self, status: str = "FINISHED") -> None:
-        """Wait for what is under way and end the run; one that lost something ends as failed."""
-        self._wait()
-        # After one write has failed the others would only keep the stage waiting.
-        self._writer.shutdown(cancel_futures=True)
-        if self.is_lost and self.run_id is not None and not self.was_found:
-            status = "FAILED"
-            # Otherwise `evaluate` would take it for a whole one.
-            self.is_lost = False
-            self.set_tags({WEIGHTS_TAG: "", INCOMPLETE_TAG: "MLflow failed; see the run after it"})
-            # Even where the tags could not be set, the run must not be left open.
-            self.is_lost = False
-        self._end(status)
+        """End the run, and send what is left as far as MLflow takes it."""
+        if self._outbox is None:
+            return
+        if self._monitor is not None:
+            self._monitor.stop()
+        self._append({"kind": "end", "status": status, "time": now_ms()})
+        is_on_disk = self._outbox.sync()
+        with self._outbox.changed:
+            self._is_closing = True
+            self._outbox.changed.notify_all()
+        self._thread.join()
+        if not self._outbox.entries:
+            self._outbox.remove()
+            return
+        where = "is kept on disk" if is_on_disk else "was lost, since the disk takes no more"
+        _warn(f"MLflow: what it does not have {where}; `distiltune sync` sends what is kept, "
+              "and so do the next train, evaluate, compare and sweep")  # fmt: skip
+        self._outbox.release()
 
-    @_mirrored
-    def _wait(self) -> None:
-        for write in self._writes:
-            write.result()
+    def _append_files(self, entry: dict[str, Any], files: list[Path]) -> None:
+        if self._outbox is None:
+            return
+        try:
+            self._append({**entry, "files": self._outbox.keep(files)})
+        except OSError as error:
+            self._warn_of_disk(str(error))
 
-    @_mirrored
-    def _end(self, status: str) -> None:
-        if self.run_id is not None and not self.was_found:
-            import_mlflow().end_run(status)
+    def _append(self, entry: dict[str, Any]) -> None:
+        if self._outbox is None:
+            return
+        if self._only_new:
+            entry["only_new"] = True
+        if not self._outbox.append(entry):
+            self._warn_of_disk("no space, or no right to write")
+
+    def _warn_of_disk(self, reason: str) -> None:
+        if not self._has_warned_of_disk:
+            self._has_warned_of_disk = True
+            _warn(f"{self.root / FOLDER} cannot be written: {reason}; what MLflow does not take "
+                  "before this stage ends is lost to it")  # fmt: skip
+
+    def _send(self) -> None:
+        """The thread: send what comes, and try again where that fails."""
+        assert self._outbox is not None
+        outbox, delay, is_away = self._outbox, RETRY_SECONDS, False
+        sender = Sender(self.root, outbox)
+        has_sent_others = False
+        while True:
+            is_last = self._is_closing
+            try:
+                if not has_sent_others:
+                    send_left_behind(self.root)  # those before this one, which it may go on with
+                    has_sent_others = True
+                sender.send()
+            # Whatever a store, a server or a disk can do wrong must not end a training.
+            except Exception as error:
+                if not is_away:
+                    _warn(f"MLflow at {store_name(self.root)}: {reason_of(error)}; the work goes "
+                          "on, and what it does not take is kept on disk")  # fmt: skip
+                is_away = True
+                sender = Sender(self.root, outbox)
+                self._was_met.set()
+                with outbox.changed:
+                    if is_last:
+                        return
+                    if not self._is_closing:
+                        self._wait_for_the_end(delay)
+                delay = min(2 * delay, MAX_RETRY_SECONDS)
+                continue
+            if is_away:
+                print("MLflow takes it again", file=sys.stderr, flush=True)
+            delay, is_away = RETRY_SECONDS, False
+            self._was_met.set()
+            with outbox.changed:
+                if is_last and not outbox.entries:
+                    return
+                outbox.changed.wait_for(lambda: outbox.entries or self._is_closing)
+
+    def _wait_for_the_end(self, seconds: float) -> None:
+        assert self._outbox is not None
+        self._outbox.changed.wait_for(lambda: self._is_closing, timeout=seconds)
+
+
+class SystemMonitor(threading.Thread):
+    """Logs what MLflow's own monitors see of CPU, memory, disk, network and GPU.
+
+    The step is the number of seconds since the training began. MLflow's own thread would
+    end with the first request that fails.
+    """
+
+    def __init__(self, run: TrackedRun, began: float) -> None:
+        super().__init__(name="system metrics", daemon=True)
+        self._run = run
+        self._began = began
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        import_mlflow()
+        from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+        monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        try:
+            monitors.append(GPUMonitor())
+        # Its ways to say that there is no NVIDIA GPU, or no package for it, are many.
+        except Exception as error:
+            self.without_gpu = reason_of(error)
+        interval = float(MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get())
+        while not self._stopped.wait(interval):
+            values: dict[str, float | None] = {}
+            for monitor in monitors:
+                monitor.collect_metrics()
+                values |= monitor.aggregate_metrics()
+                monitor.clear_metrics()
+            named = {f"system/{name}": value for name, value in values.items()}
+            self._run.log_metrics(named, round(time.time() - self._began))
+
+    def stop(self) -> None:
+        """End it, after what it is at."""
+        self._stopped.set()
+        self.join()
+
+
+def send_waiting(root: Path) -> None:
+    """Send what stages before could not, if anything; where that fails say so, and go on.
+
+    Args:
+        root: the main checkout.
+    """
+    if not is_empty(root):
+        for name, reason in send_left_behind(root)[1].items():
+            _warn(f"MLflow does not have all of {name}: {reason}")
 
 
 def _context_tags(root: Path) -> dict[str, str]:
@@ -319,3 +350,7 @@ def version_tags() -> dict[str, str]:
     return {"python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in packages
     }
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)

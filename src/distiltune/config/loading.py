@@ -20,6 +20,7 @@ from distiltune.config.schema import (
     SgdRow,
 )
 
+MAX_VALUES = 100_000  # in the file, its aliases written out
 SWITCHES = {"dataset": "datasets", "model": "models", "optimizer": "optimizers"}
 
 
@@ -78,8 +79,14 @@ def load_params(path: Path) -> Params:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise InputError(f"{path}: line {line}: not YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise InputError(f"{path}: is nested too deeply") from None
+    if (num_values := _num_values(raw, {})) > MAX_VALUES:
+        raise InputError(
+            f"{path}: its aliases stand for {num_values:.0e} values; at most {MAX_VALUES} are taken"
+        )
     if not isinstance(raw, dict):
         raise InputError(f"{path}: must hold keys and values, not {type(raw).__name__}")
     optimizers = raw.get("optimizers")
@@ -91,14 +98,25 @@ def load_params(path: Path) -> Params:
     try:
         # Through JSON, because strict validation takes no mapping for a dataclass otherwise.
         params = pydantic.TypeAdapter(Params).validate_json(json.dumps(raw))
-    except TypeError as error:
-        raise InputError(f"{path}: holds what is no text, number or list: {error}") from None
     except pydantic.ValidationError as error:
         raise InputError("\n".join(_lines(error, raw, path))) from None
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: holds what is no text, number or list: {error}") from None
     mistakes = list(_contradictions(params))
     if mistakes:
         raise InputError("\n".join(f"{path}: {mistake}" for mistake in mistakes))
     return params
+
+
+def _num_values(value: Any, known: dict[int, int]) -> int:
+    """How many values there are when each alias is written out."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        items = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 0  # an alias of what it stands in itself
+        known[id(value)] = 1 + sum(_num_values(item, known) for item in items)
+    return known[id(value)]
 
 
 def _lines(error: pydantic.ValidationError, raw: Any, path: Path) -> list[str]:

@@ -7,8 +7,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distiltune import InputError
 from distiltune.artifacts import (
     RUN_FILE,
+    SUMMARY_FILE,
+    WAY_OUT,
     WEIGHTS_FILE,
     new_file,
     new_folder,
@@ -29,7 +32,8 @@ from distiltune.evaluation.plots import write_plots
 from distiltune.inference import predict_logits
 from distiltune.models import load_model
 from distiltune.runtime import choose_runtime
-from distiltune.tracking import WEIGHTS_TAG, TrackedRun
+from distiltune.sending import WEIGHTS_TAG
+from distiltune.tracking import TrackedRun
 from distiltune.training.history import read_metrics
 from distiltune.training.resume import forget
 
@@ -58,10 +62,14 @@ def run_evaluation(
         metrics: the JSON file to write.
         predictions: the Parquet file to write, a row for each review.
         plots: the folder to write.
+
+    Raises:
+        InputError: an input is damaged.
     """
     facts = read_json(model / RUN_FILE)
     if training := facts["training"]:
         forget(root, training)  # that this stage runs means that the one before is recorded
+    digest = _checked_weights(model, history)
     test = read_tokens(tokens)
     runtime = choose_runtime(
         config.device, config.precision, prefer_fp32_on_cpu=facts["from_scratch"]
@@ -97,7 +105,7 @@ def run_evaluation(
         f"loss {results['loss']:.4f}",
         flush=True,
     )
-    tracked = _find_run(config, root, model, history, facts)
+    tracked = _find_run(config, root, model, history, facts, digest)
     tracked.log_metrics(dict(_flat(results, "test")))
     tracked.log_files(sorted(plots.iterdir()), "plots")
     tracked.log_files([predictions, metrics], "test")
@@ -119,24 +127,37 @@ def all_metrics(
     }
 
 
+def _checked_weights(model: Path, history: Path) -> str:
+    """The sha256 of the model's weights, which must be those that its history ends with."""
+    expected = read_json(history / SUMMARY_FILE)[WEIGHTS_TAG]
+    if (found := sha256_of(model / WEIGHTS_FILE)) != expected:
+        raise InputError(
+            f"{model / WEIGHTS_FILE}: damaged, or not of the training in {history}: its sha256 is "
+            f"{found}, not {expected}; {WAY_OUT}"
+        )
+    return found
+
+
 def _find_run(
-    config: EvaluateConfig, root: Path, model: Path, history: Path, facts: dict[str, Any]
+    config: EvaluateConfig,
+    root: Path,
+    model: Path,
+    history: Path,
+    facts: dict[str, Any],
+    digest: str,
 ) -> TrackedRun:
-    """The run that trained these weights, or a new one that says the same."""
-    digest = sha256_of(model / WEIGHTS_FILE)
+    """The run that trained these weights, or, where there is none, a new one that says the same."""
     tracked = TrackedRun(root, config.tracking.experiment)
-    tracked.find(digest)
-    if tracked.was_found or tracked.is_lost:
-        return tracked
-    tracked.start(facts, system_metrics=False)
+    tracked.find(digest, facts)
     steps, epochs = read_metrics(history)
-    for step in steps:
-        tracked.log_step(step, int(step["step"]))
-    for epoch in epochs:
-        tracked.log_epoch(epoch, int(epoch["epoch"]))
-    tracked.set_tags({WEIGHTS_TAG: digest, "restored": "from files, by evaluate"})
-    if config.tracking.log_model:
-        tracked.log_model(model, facts["label_names"])
+    with tracked.only_if_new():
+        for step in steps:
+            tracked.log_step(step, int(step["step"]))
+        for epoch in epochs:
+            tracked.log_epoch(epoch, int(epoch["epoch"]))
+        tracked.set_tags({WEIGHTS_TAG: digest, "restored": "from files, by evaluate"})
+        if config.tracking.log_model:
+            tracked.log_model(model, facts["label_names"])
     return tracked
 
 

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -21,6 +22,7 @@ from distiltune.models.lstm import LstmConfig, LstmForSequenceClassification
 from distiltune.models.packed import packed_logits
 
 # What transformers' configs call it.
+MAX_REASON = 300  # characters of what transformers says
 ATTENTION_DROPOUT_NAMES = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop")
 DEFAULT_SPEED = SpeedTable()
 
@@ -63,17 +65,36 @@ def build_model(
             config = AutoConfig.from_pretrained(checkpoint_folder, local_files_only=True, **labels)
             if attention_dropout is not None:
                 _set_attention_dropout(config, attention_dropout)
-            model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+            model: PreTrainedModel
+            model, loaded = AutoModelForSequenceClassification.from_pretrained(
                 checkpoint_folder,
                 config=config,
+                output_loading_info=True,
                 dtype=torch.float32,
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
             )
-        except (ValueError, OSError, RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())
+        except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:MAX_REASON]
             raise InputError(f"the checkpoint cannot be loaded as a classifier: {reason}") from None
+        num_embeddings = model.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > num_embeddings:
+            raise InputError(
+                f"the checkpoint's tokenizer has a vocabulary of {len(tokenizer)} tokens, and its "
+                f"weights have embeddings for {num_embeddings}"
+            )
+        # Those of the head are new, and of the pooler before it in some; others would be random.
+        body = f"{model.base_model_prefix}."
+        if missing := sorted(
+            name
+            for name in loaded["missing_keys"]
+            if name.startswith(body) and ".pooler." not in name
+        ):
+            raise InputError(
+                f"the checkpoint cannot be loaded as a classifier: its weights lack {len(missing)} "
+                f"of {config.model_type}'s, {missing[0]} for one"
+            )
         if model.config.pad_token_id is None:
             # Some models look at it to find a review's end; GPT-2's has none.
             model.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id or 0
@@ -126,8 +147,15 @@ def _set_attention_dropout(config: PretrainedConfig, attention_dropout: float) -
 
 
 def save_model(model: PreTrainedModel, tokenizer_folder: Path, output: Path) -> None:
-    """Write weights (safetensors), config and tokenizer into one folder."""
-    model.save_pretrained(output)
+    """Write weights (safetensors), config and tokenizer into one folder.
+
+    Raises:
+        OSError: the disk does not take them.
+    """
+    try:
+        model.save_pretrained(output)
+    except SafetensorError as error:
+        raise OSError(f"{output}: {error}") from None
     for file in tokenizer_folder.iterdir():
         shutil.copyfile(file, output / file.name)
 

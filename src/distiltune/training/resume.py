@@ -54,8 +54,7 @@ class ResumePoints:
         """
         self.table = table
         self.folder = root / FOLDER / fingerprint[:DIGEST_LENGTH]
-        self.notes: dict[str, Any] = {}  # saved with each state, for the caller
-        self.tracked_run: str | None = None  # the MLflow run of an earlier attempt
+        self._run: tuple[str, float] | None = None  # in MLflow: its key, and when it began
         self.is_enabled = table.every_seconds is not None or table.every_steps is not None
         self.found: dict[str, Any] | None = None
         self._last_save = time.monotonic()
@@ -77,20 +76,29 @@ class ResumePoints:
             if earlier["record"] and _is_recorded(earlier["record"]):
                 self._clear()  # it is done once more, because somebody wants that
             else:
-                self.tracked_run = earlier["tracked_run"]
+                self._run = earlier["run"], earlier["started"]
         self.found = self._read_newest()
 
-    def note_run(self, tracked_run: str | None, metrics: Path | None = None) -> None:
-        """Remember the MLflow run, for an attempt after this one.
+    def note_run(self, key: str, started: float) -> tuple[str, float]:
+        """Remember the run in MLflow, for an attempt after this one.
 
         Args:
-            tracked_run: its id.
-            metrics: once the stage is done, the file by which DVC's record of it is known.
+            key: of a new one.
+            started: when it began, in seconds since 1970.
+
+        Returns:
+            These, or those of an attempt before this one.
         """
-        if self.is_enabled:
-            self.tracked_run = tracked_run
+        self._run = self._run or (key, started)
+        self._write_run(None)
+        return self._run
+
+    def _write_run(self, metrics: Path | None) -> None:
+        """Note the run; and once the stage is done, by which file DVC's record shows that."""
+        if self.is_enabled and self._run is not None:
             record = hashlib.md5(metrics.read_bytes()).hexdigest() if metrics else None  # noqa: S324 (as DVC does)
-            write_json(self.folder / RUN_FILE, {"tracked_run": tracked_run, "record": record})
+            key, started = self._run
+            write_json(self.folder / RUN_FILE, {"run": key, "started": started, "record": record})
 
     def is_due(self, step: int) -> bool:
         """Whether it is time to save after a step. One write at a time, by the clock."""
@@ -113,7 +121,7 @@ class ResumePoints:
             return
         self.wait()
         packer = _Packer()
-        packed = json.dumps({"state": packer.pack(state), "notes": self.notes})
+        packed = json.dumps(packer.pack(state))
         self._write = self._writer.submit(self._save, step, packed, packer.tensors)
         self._last_save = time.monotonic()
 
@@ -125,7 +133,7 @@ class ResumePoints:
         """The stage has succeeded. Without DVC that is all; with it, wait for its record."""
         self.wait()
         if "DVC_ROOT" in os.environ:
-            self.note_run(self.tracked_run, metrics)
+            self._write_run(metrics)
         else:
             self.remove()
 
@@ -170,8 +178,7 @@ class ResumePoints:
                 continue
             with safe_open(file, framework="pt") as opened:
                 packed = json.loads(opened.metadata()["state"])
-                self.notes = packed["notes"]
-                state: dict[str, Any] = _unpack(packed["state"], cache(opened.get_tensor))
+                state: dict[str, Any] = _unpack(packed, cache(opened.get_tensor))
                 return state
         return None
 
@@ -200,14 +207,13 @@ def set_random_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def fingerprint_of(facts: Mapping[str, Any], weights: Path) -> str:
+def fingerprint_of(facts: Mapping[str, Any], pretrained: str | None) -> str:
     """The sha256 of all that a training is made of.
 
     Args:
         facts: params, versions, digests of code and data.
-        weights: the pretrained ones; there need be none.
+        pretrained: the sha256 of the weights that it starts from, if they are not random.
     """
-    pretrained = sha256_of(weights) if weights.exists() else None
     text = json.dumps([facts, pretrained], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -19,6 +19,7 @@ from distiltune.artifacts import (
     write_json,
 )
 from distiltune.batching import Tokens, read_tokens
+from distiltune.checkpoint import checked_weights
 from distiltune.config import TrainConfig
 from distiltune.models import (
     attention_dropout_of,
@@ -27,7 +28,8 @@ from distiltune.models import (
     save_model,
 )
 from distiltune.runtime import Runtime, choose_runtime, code_digest, seed_everything
-from distiltune.tracking import WEIGHTS_TAG, TrackedRun, version_tags
+from distiltune.sending import WEIGHTS_TAG
+from distiltune.tracking import TrackedRun, version_tags
 from distiltune.training.costs import peak_memory_bytes
 from distiltune.training.history import ConsoleReporter, History, Reporter
 from distiltune.training.native import train_native
@@ -70,6 +72,7 @@ def run_training(
     validation = read_tokens(tokens / "validation.safetensors")
     num_steps = config.num_steps(train.num_reviews)
     from_scratch = config.model_row.architecture.type != "checkpoint"
+    pretrained = None if from_scratch else checked_weights(checkpoint)
     runtime = choose_runtime(config.device, config.precision, prefer_fp32_on_cpu=from_scratch)
     seed_everything(config.seed)
     network = build_model(
@@ -106,18 +109,14 @@ def run_training(
         "from_scratch": from_scratch,
         "training": None,
     }
-    points, fingerprint = _resume_points(config, root, facts, checkpoint)
+    points = _resume_points(config, root, facts, pretrained)
     tracked = TrackedRun(root, config.tracking.experiment)
-    tracked.start(
-        facts,
-        system_metrics=config.tracking.system_metrics,
-        fingerprint=fingerprint,
-        earlier=points.tracked_run if points else None,
-    )
+    started = time.time()
     if points:
-        points.note_run(tracked.run_id)
+        tracked.key, started = points.note_run(tracked.key, started)
+    tracked.start(facts, system_metrics=config.tracking.system_metrics, started=started)
     reporters: list[Reporter] = [ConsoleReporter(num_steps, config.epochs), tracked]
-    status, started = "FAILED", time.time()
+    status = "FAILED"
     try:
         if points is None:
             records = train_with_trainer(config, network, train, validation, runtime, reporters)
@@ -125,7 +124,6 @@ def run_training(
             if points.found:
                 earlier = History.from_state(points.found["history"])
                 tracked.replay(earlier.steps, earlier.epochs)
-            started = points.notes.setdefault("started", started)
             records = train_native(config, network, train, validation, runtime, reporters, points)
         summary = {
             **records.summary(),
@@ -165,15 +163,14 @@ def run_training(
 
 
 def _resume_points(
-    config: TrainConfig, root: Path, facts: dict[str, Any], checkpoint: Path
-) -> tuple[ResumePoints | None, str | None]:
-    """Where the states of this training are, and its fingerprint if they are its alone."""
+    config: TrainConfig, root: Path, facts: dict[str, Any], pretrained: str | None
+) -> ResumePoints | None:
+    """Where the states of this training are; its fingerprint is noted with the facts."""
     if config.engine != "native":
-        return None, None
-    fingerprint = fingerprint_of(facts, checkpoint / WEIGHTS_FILE)
+        return None
+    fingerprint = fingerprint_of(facts, pretrained)
     facts["training"] = fingerprint
-    points = ResumePoints(root, fingerprint, config.resume)
-    return points, fingerprint if points.is_enabled else None
+    return ResumePoints(root, fingerprint, config.resume)
 
 
 def _unusual(config: TrainConfig) -> str:
