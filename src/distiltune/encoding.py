@@ -80,7 +80,7 @@ def prepare_tokenizer(
             single=f"{START} $A {END}",
             special_tokens=[(START, special.index(START)), (END, special.index(END))],
         )
-    tokenizer.save(str(output / "tokenizer.json"))
+    (output / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_length,
@@ -113,7 +113,11 @@ def _load_tokenizer(checkpoint: Path, max_length: int, output: Path) -> tokenize
     if not tokenizer.is_fast:
         raise InputError(f"the checkpoint's tokenizer {type(tokenizer).__name__} has no fast form")
     tokenizer.model_max_length = max_length
-    tokenizer.save_pretrained(output)
+    try:
+        tokenizer.save_pretrained(output)
+    # What the library says where the disk is full has no class of its own.
+    except Exception as error:
+        raise OSError(f"{output}: {error}") from None
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     try:
         backend.encode(PROBE)

@@ -99,12 +99,12 @@ def load_params(path: Path) -> Params:
         # Through JSON, because strict validation takes no mapping for a dataclass otherwise.
         params = pydantic.TypeAdapter(Params).validate_json(json.dumps(raw))
     except pydantic.ValidationError as error:
-        raise InputError("\n".join(_lines(error, raw, path))) from None
+        raise InputError("\n".join(map(_printable, _lines(error, raw, path)))) from None
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: holds what is no text, number or list: {error}") from None
     mistakes = list(_contradictions(params))
     if mistakes:
-        raise InputError("\n".join(f"{path}: {mistake}" for mistake in mistakes))
+        raise InputError("\n".join(_printable(f"{path}: {mistake}") for mistake in mistakes))
     return params
 
 
@@ -155,6 +155,11 @@ def _lines(error: pydantic.ValidationError, raw: Any, path: Path) -> list[str]:
         more = "".join(f", or {text.rsplit(': ', 1)[-1]}" for text in rest)
         lines.append(f"{path}: {name}: {first}{more}")
     return lines
+
+
+def _printable(line: str) -> str:
+    """Without what would end the line, or move the cursor."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def _short(value: Any) -> str:

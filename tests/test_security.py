@@ -1,0 +1,84 @@
+"""The promises of SECURITY.md that no other test holds."""
+
+import ast
+import json
+import re
+import subprocess
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Project
+from tests.test_pipeline import runs_of
+
+SOURCES = [file for name in ("src", "stages") for file in (ROOT / name).rglob("*.py")]
+LOADERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+# A name that leads to code in what is read.
+UNSAFE = {"torch.load", "yaml.load", "yaml.unsafe_load", "np.load", "numpy.load", "eval", "exec"}
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_nothing_is_unpickled_or_evaluated(file: Path) -> None:
+    tree = ast.parse(file.read_text())
+    imported = {alias.name.partition(".")[0] for node in ast.walk(tree)
+                if isinstance(node, ast.Import) for alias in node.names}  # fmt: skip
+    imported |= {(node.module or "").partition(".")[0] for node in ast.walk(tree)
+                 if isinstance(node, ast.ImportFrom)}  # fmt: skip
+    assert not imported & LOADERS
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not called & UNSAFE
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+            assert ast.unparse(node.value) == "False"
+
+
+def test_the_ui_binds_to_this_machine_alone() -> None:
+    printed = subprocess.run(
+        ["make", "--dry-run", "ui"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert "--host 127.0.0.1" in printed
+
+
+def test_nothing_calls_home() -> None:
+    config = (ROOT / ".dvc/config").read_text()
+    assert re.search(r"analytics\s*=\s*false", config)
+    assert re.search(r"check_update\s*=\s*false", config)
+    for file, words in (
+        ("stages/__init__.py", ("HF_HUB_DISABLE_TELEMETRY", "MLFLOW_DISABLE_TELEMETRY")),
+        ("src/distiltune/location.py", ("MLFLOW_DISABLE_TELEMETRY",)),
+    ):
+        assert all(word in (ROOT / file).read_text() for word in words)
+
+
+def test_no_secret_of_the_environment_is_written_anywhere(prepared: Project) -> None:
+    """Neither the run nor the files that a training and an evaluation leave hold one."""
+    secret = uuid.uuid4().hex  # which no source file holds
+    hidden = {
+        "HF_TOKEN": secret,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "MLFLOW_TRACKING_PASSWORD": secret,
+    }
+    output = ""
+    for stage in ("train", "evaluate"):
+        result = prepared.stage(stage, env=hidden)
+        output += result.stdout + result.stderr
+    assert secret not in output
+    (run,) = runs_of(prepared)
+    assert secret not in json.dumps([run.data.params, run.data.tags])
+    for file in prepared.root.rglob("*"):
+        if file.is_file() and ".git" not in file.parts:
+            assert secret.encode() not in file.read_bytes(), file
+
+
+def test_the_lock_pins_what_the_constraints_say_with_hashes() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    locked = dict(re.findall(r"^([a-z0-9._-]+)==(\S+?)(?: ;[^\\]*)? \\$", lock, re.MULTILINE))
+    assert len(locked) > 150
+    for entry in re.split(r"^(?=[a-z0-9])", lock, flags=re.MULTILINE)[1:]:
+        assert "--hash=sha256:" in entry, entry
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
+    for name, version in pinned.items():
+        normal = re.sub(r"[._-]+", "-", name).lower()
+        assert locked.get(normal, version) == version, name
+    assert {"torch", "transformers", "dvc", "mlflow", "pandas", "pyyaml"} <= set(locked)
