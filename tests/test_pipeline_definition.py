@@ -27,7 +27,7 @@ CONFIGS = {
 LAYERS = (
     {"distiltune"},
     {"artifacts", "config", "location", "runtime"},
-    {"outbox"},
+    {"monitoring", "outbox"},
     {"sending"},
     {"fetching", "store", "tracking"},
     {"batching", "checkpoint", "dataset", "encoding", "models", "optimizers", "sample"}

@@ -12,14 +12,14 @@ import platform
 import subprocess
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from distiltune.location import checkout_id, import_mlflow, store_name
+from distiltune.location import checkout_id, store_name
+from distiltune.monitoring import SystemMonitor
 from distiltune.outbox import FOLDER, Outbox, is_empty
 from distiltune.sending import (
     CHECKOUT_TAG,
@@ -71,7 +71,7 @@ class TrackedRun:
         """
         self._open(facts, weights=None)
         if system_metrics:
-            self._monitor = SystemMonitor(self, started)
+            self._monitor = SystemMonitor(self.log_metrics, started)
             self._monitor.start()
 
     def find(self, weights_sha256: str, facts: Mapping[str, Any]) -> None:
@@ -267,49 +267,6 @@ class TrackedRun:
     def _wait_for_the_end(self, seconds: float) -> None:
         assert self._outbox is not None
         self._outbox.changed.wait_for(lambda: self._is_closing, timeout=seconds)
-
-
-class SystemMonitor(threading.Thread):
-    """Logs what MLflow's own monitors see of CPU, memory, disk, network and GPU.
-
-    The step is the number of seconds since the training began. MLflow's own thread would
-    end with the first request that fails.
-    """
-
-    def __init__(self, run: TrackedRun, began: float) -> None:
-        super().__init__(name="system metrics", daemon=True)
-        self._run = run
-        self._began = began
-        self._stopped = threading.Event()
-
-    def run(self) -> None:
-        import_mlflow()
-        from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
-        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
-
-        monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-        try:
-            monitors.append(GPUMonitor())
-        # Its ways to say that there is no NVIDIA GPU, or no package for it, are many.
-        except Exception as error:
-            self.without_gpu = reason_of(error)
-        interval = float(MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get())
-        while not self._stopped.wait(interval):
-            values: dict[str, float | None] = {}
-            for monitor in monitors:
-                monitor.collect_metrics()
-                values |= monitor.aggregate_metrics()
-                monitor.clear_metrics()
-            named = {f"system/{name}": value for name, value in values.items()}
-            self._run.log_metrics(named, round(time.time() - self._began))
-
-    def stop(self) -> None:
-        """End it, after what it is at."""
-        self._stopped.set()
-        self.join()
 
 
 def send_waiting(root: Path) -> None:

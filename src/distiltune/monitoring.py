@@ -1,0 +1,58 @@
+"""Samples CPU, memory, disk, network and GPU while a model is trained."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from distiltune.location import import_mlflow
+
+Log = Callable[[Mapping[str, float | None], int], None]
+
+
+class SystemMonitor(threading.Thread):
+    """Logs what MLflow's own monitors see of CPU, memory, disk, network and GPU.
+
+    The step is the number of seconds since the training began. MLflow's own thread would
+    end with the first request that fails.
+    """
+
+    def __init__(self, log: Log, began: float) -> None:
+        """Begin with `start`, end with `stop`.
+
+        Args:
+            log: takes metrics by name, and their step.
+            began: when the training did, in seconds since 1970.
+        """
+        super().__init__(name="system metrics", daemon=True)
+        self._log = log
+        self._began = began
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        import_mlflow()
+        from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
+        from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+        from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+        from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
+        from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+        monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+        try:
+            monitors.append(GPUMonitor())
+        # Its ways to say that there is no NVIDIA GPU, or no package for it, are many.
+        except Exception as error:
+            self.without_gpu = reason_of(error)
+        interval = float(MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get())
+        while not self._stopped.wait(interval):
+            values: dict[str, float | None] = {}
+            for monitor in monitors:
+                monitor.collect_metrics()
+                values |= monitor.aggregate_metrics()
+                monitor.clear_metrics()
+            named = {f"system/{name}": value for name, value in values.items()}
+            self._log(named, round(time.time() - self._began))
+
+    def stop(self) -> None:
+        """End it, after what it is at."""
+        self._stopped.set()
+        self.join()
