@@ -1,5 +1,6 @@
 """Samples CPU, memory, disk, network and GPU while a model is trained."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -37,11 +38,8 @@ class SystemMonitor(threading.Thread):
         from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
         monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-        try:
+        with contextlib.suppress(ImportError, RuntimeError):  # there is no NVIDIA GPU
             monitors.append(GPUMonitor())
-        # Its ways to say that there is no NVIDIA GPU, or no package for it, are many.
-        except Exception as error:
-            self.without_gpu = reason_of(error)
         interval = float(MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get())
         while not self._stopped.wait(interval):
             values: dict[str, float | None] = {}
