@@ -54,15 +54,16 @@ SQLITE_CASES: "dict[str, Callable[[World], None]]" = {}
 class Server:
     """A real MLflow server, which can be killed and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: str | None = None) -> None:
         self.folder = folder
+        self.database = database or f"sqlite:///{folder}/server.db"
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1",
-             "--port", str(self.port), "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
+             "--port", str(self.port), "--backend-store-uri", self.database,
              "--artifacts-destination", str(self.folder / "served")],
             cwd=self.folder, start_new_session=True,
             # Without the half-dozen processes for jobs that nobody gives it.

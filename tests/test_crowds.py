@@ -1,0 +1,132 @@
+"""Many at once on one store: no run lost or doubled, nobody is told that a database is locked."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from benchmarks.outages import Server, free_port
+from tests.conftest import Project, environment
+
+NUM_EXPERIMENTS, NUM_WORKERS = 40, 4
+PATIENCE_SECONDS = 3000.0
+POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+HOSTS = "127.0.0.1"
+
+
+@contextlib.contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """A PostgreSQL server of its own; its address for SQLAlchemy."""
+    # It refuses to be root's, so it is nobody's.
+    as_other = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+    prefix = as_other if os.getuid() == 0 else []
+    data, port = folder / "postgres", free_port()
+    data.mkdir(mode=0o777)
+    for parent in (data, *data.parents):
+        if parent.stat().st_uid == os.getuid() and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o005)
+    if prefix:
+        shutil.chown(data, "nobody", "nogroup")
+
+    def run(*command: str) -> None:
+        result = subprocess.run([*prefix, *command], capture_output=True, text=True, check=False,
+                                cwd=data)  # fmt: skip
+        assert result.returncode == 0, result.stdout + result.stderr
+
+    binaries = POSTGRES[-1]
+    run(str(binaries / "initdb"), "-D", str(data / "db"), "-U", "mlflow", "--auth=trust")
+    options = f"-h {HOSTS} -p {port} -k {data}"
+    control = (str(binaries / "pg_ctl"), "-D", str(data / "db"), "-w")
+    run(*control, "-o", options, "-l", str(data / "log"), "start")
+    try:
+        run(str(binaries / "createdb"), "-h", HOSTS, "-p", str(port), "-U", "mlflow", "mlflow")
+        yield f"postgresql://mlflow@{HOSTS}:{port}/mlflow"
+    finally:
+        run(*control, "-m", "immediate", "stop")
+
+
+@contextlib.contextmanager
+def store_of(kind: str, project: Project, folder: Path) -> Iterator[str]:
+    """The address of a store; with PostgreSQL through an MLflow server, as a team has it."""
+    if kind == "SQLite":
+        yield f"sqlite:///{project.root / 'mlflow.db'}"
+        return
+    with postgres(folder) as database:
+        server = Server(folder, database)
+        server.start()
+        try:
+            yield f"http://{HOSTS}:{server.port}"
+        finally:
+            server.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "SQLite",
+        pytest.param(
+            "PostgreSQL",
+            marks=pytest.mark.skipif(not POSTGRES, reason="apt-get install postgresql"),
+        ),
+    ],
+)
+def test_forty_experiments_by_four_workers_are_forty_runs(
+    kind: str, project: Project, tmp_path: Path
+) -> None:
+    project.change_params({"tracking.log_model": False, "train.epochs": 1})
+    project.commit()
+    project.dvc("repro", "tokenize")
+    with store_of(kind, project, tmp_path) as uri:
+        env = {} if kind == "SQLite" else {"MLFLOW_TRACKING_URI": uri}
+        seeds = f"seed=range(0,{NUM_EXPERIMENTS})"
+        project.dvc("exp", "run", "--queue", "-S", seeds, env=env)
+        project.dvc("queue", "start", "-j", str(NUM_WORKERS), env=env)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (status := project.dvc("queue", "status")).count("Success") < NUM_EXPERIMENTS:
+            assert "Failed" not in status and time.monotonic() < deadline, status
+            time.sleep(10)
+        client = mlflow.MlflowClient(uri)
+        runs = client.search_runs(["1"])
+        assert {run.info.status for run in runs} == {"FINISHED"}
+        found = Counter(run.data.params["seed"] for run in runs)
+        assert found == {str(seed): 1 for seed in range(NUM_EXPERIMENTS)}
+        assert len({run.data.tags["dvc_experiment"] for run in runs}) == NUM_EXPERIMENTS
+        for run in runs:
+            history = client.get_metric_history(run.info.run_id, "train/loss")
+            assert [metric.step for metric in history] == [5, 10]
+            assert "test/accuracy" in run.data.metrics
+    for line in status.splitlines()[1 : NUM_EXPERIMENTS + 1]:
+        log = project.dvc("queue", "logs", line.split()[1])
+        assert "warning" not in log and "locked" not in log, log
+    assert not list((project.root / ".dvc/tmp/outbox").glob("*"))
+
+
+@pytest.mark.slow
+def test_of_two_repros_at_once_the_second_says_so(project: Project) -> None:
+    project.dvc("repro", "tokenize")
+    project.change_params({"train.epochs": 40})
+    first = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro"], cwd=project.root, env=environment({}),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert first.stdout is not None
+    for line in first.stdout:
+        if line.startswith("step "):
+            break
+    second = project.dvc("repro", check=False)
+    first.stdout.read()
+    assert first.wait() == 0
+    # Either it waits for the lock, or it says who has it; it never trains a second time.
+    assert "Running stage 'train'" not in second, second
+    assert "lock" in second.lower() or "busy" in second.lower(), second
+    assert json.loads((project.root / "metrics/test.json").read_text())["num_reviews"] == 40
