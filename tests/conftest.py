@@ -114,6 +114,12 @@ def make_project(root: Path, small: bool = True) -> Project:
     return project
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts processes comes first, so that no worker is left alone with it in the end."""
+    whole = {"project", "new_project", "prepared", "tokenized"}
+    items.sort(key=lambda item: not whole & set(getattr(item, "fixturenames", ())))
+
+
 @pytest.fixture
 def new_project(tmp_path: Path) -> Callable[..., Project]:
     """Makes projects below the test's folder."""

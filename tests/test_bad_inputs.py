@@ -31,7 +31,7 @@ def trained(tokenized: Project, tmp_path_factory: pytest.TempPathFactory) -> Pro
     project = copy_of(tokenized, tmp_path_factory.mktemp("trained") / "project")
     project.change_params({"tracking.log_model": False, "tracking.system_metrics": False})
     for stage in ("train", "evaluate"):
-        project.stage(stage)
+        assert run_stage_here(project, stage) == (0, "")
     return project
 
 
