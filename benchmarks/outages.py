@@ -35,6 +35,7 @@ from benchmarks.torture import copy_of, prepare, shell
 from distiltune import InputError
 from distiltune.artifacts import read_json, write_json
 from distiltune.runtime import choose_runtime, run_stage
+from distiltune.tracking import EPOCH_METRICS, STEP_METRICS
 from distiltune.training.history import read_metrics
 
 SETTINGS = [
@@ -45,8 +46,8 @@ SETTINGS = [
 BEGINNING, MIDDLE = 50, 300  # steps, of 600
 LOG = Path(".dvc/tmp/outages.log")
 PATIENCE_SECONDS = 300.0
-# A server that does not answer is waited for no longer.
-TIMEOUT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3"}
+# A server that does not answer is waited for no longer, and MLflow does not try again itself.
+TIMEOUT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 SERVER_CASES: "dict[str, Callable[[World], None]]" = {}
 SQLITE_CASES: "dict[str, Callable[[World], None]]" = {}
 
@@ -285,13 +286,17 @@ def killed_in_the_middle_for_good(world: World) -> None:
 def killed_while_the_model_is_sent(world: World) -> None:
     world.server.start()
 
+    kills: list[int] = []
+
     def choose(number: int, line: str) -> str | None:
-        if "model.safetensors" in line:
+        if "model.safetensors" in line and not kills:
+            kills.append(number)
             world.server.kill()
         return None
 
     world.choose = choose
     world.train().finish()
+    assert kills
     world.choose = lambda number, line: None
     world.server.start()
     world.run("stages.evaluate")  # which sends what is left of the training first
@@ -324,6 +329,22 @@ def away_while_the_training_is_killed_and_goes_on(world: World) -> None:
 
 
 @with_server
+def back_while_the_training_goes_on_again(world: World) -> None:
+    world.server.start()
+    train = world.train()
+    train.wait_for_step(BEGINNING)
+    world.server.kill()
+    train.wait_for_step(MIDDLE)
+    train.process.kill()
+    train.process.wait()
+    world.server.start()
+    again = world.train()
+    again.finish()
+    assert "going on from step " in again.output
+    world.run("stages.evaluate")
+
+
+@with_server
 def slow(world: World) -> None:
     world.server.start()
     world.fault = "slow"
@@ -335,7 +356,9 @@ def slow(world: World) -> None:
 def every_third_request_fails(world: World) -> None:
     world.server.start()
     world.choose = lambda number, line: "error" if number % 3 == 0 else None
-    world.train().finish()
+    train = world.train()
+    train.finish()
+    assert "warning: MLflow at " in train.output
     world.run("stages.evaluate")
     world.choose = lambda number, line: None
     world.sync()
@@ -345,7 +368,9 @@ def every_third_request_fails(world: World) -> None:
 def every_third_answer_is_lost(world: World) -> None:
     world.server.start()
     world.choose = lambda number, line: "lose" if number % 3 == 0 else None
-    world.train().finish()
+    train = world.train()
+    train.finish()
+    assert "warning: MLflow at " in train.output
     world.run("stages.evaluate")
     world.choose = lambda number, line: None
     world.sync()
@@ -439,11 +464,17 @@ def mistakes(world: World) -> list[str]:
         found.append(f"status {run.info.status}")
     project = world.project
     steps, epochs = read_metrics(project / "data" / "history")
-    expected = {("train/loss", int(r["step"])): r["loss"] for r in steps}
-    expected |= {("train/learning_rate", int(r["step"])): r["learning_rate"] for r in steps}
-    expected |= {("validation/accuracy", int(r["epoch"])): r["validation_accuracy"] for r in epochs}
-    expected["test/accuracy", 0] = read_json(project / "metrics" / "test.json")["accuracy"]
-    expected["final/num_steps", 0] = read_json(project / "metrics" / "train.json")["num_steps"]
+    expected = {
+        (shown, int(record[at])): record[name]
+        for records, at, names in ((steps, "step", STEP_METRICS), (epochs, "epoch", EPOCH_METRICS))
+        for record in records
+        for name, shown in names.items()
+        if record.get(name) is not None
+    }
+    for kind in ("train", "test"):
+        for name, value in read_json(project / "metrics" / f"{kind}.json").items():
+            if isinstance(value, int | float):
+                expected[f"{'final' if kind == 'train' else kind}/{name}", 0] = value
     there: Counter[tuple[str, int]] = Counter()
     for name in run.data.metrics:
         for metric in client.get_metric_history(run.info.run_id, name):
@@ -456,8 +487,8 @@ def mistakes(world: World) -> list[str]:
     found += [f"twice: {name} at {step}" for name, step in twice]
     found += [f"missing: {name} at {step}" for name, step in expected.keys() - there.keys()]
     facts = read_json(project / "data" / "model" / "run.json")
-    if missing := facts["params"].keys() - run.data.params.keys():
-        found.append(f"missing params: {sorted(missing)}")
+    if run.data.params != {name: str(value) for name, value in facts["params"].items()}:
+        found.append("other params")
     if len(run.data.tags.get("weights_sha256", "")) != 64:
         found.append("no digest of the weights")
     if len(run.inputs.dataset_inputs) != 1:

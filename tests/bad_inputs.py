@@ -13,6 +13,7 @@ import io
 import json
 import lzma
 import os
+import re
 import shutil
 import signal
 import sys
@@ -70,6 +71,7 @@ def run_stage_here(project: Project, stage: str) -> tuple[int, str]:
     """The entry point of a stage, without a process of its own; its exit status and errors."""
     here, handler, threads = Path.cwd(), signal.getsignal(signal.SIGTERM), torch.get_num_threads()
     output, errors = io.StringIO(), io.StringIO()
+    store = os.environ.get("MLFLOW_TRACKING_URI")  # where MLflow notes the store that it is told
     module = importlib.import_module(f"stages.{stage}")
     runtime = importlib.import_module("distiltune.runtime")
     os.chdir(project.root)
@@ -82,6 +84,9 @@ def run_stage_here(project: Project, stage: str) -> tuple[int, str]:
         os.chdir(here)
         signal.signal(signal.SIGTERM, handler)
         torch.set_num_threads(threads)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if store is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = store
     return 0, errors.getvalue()
 
 
@@ -147,7 +152,7 @@ ARCHIVES = [
     archive("empty file", lambda p: p.write_bytes(b""), "the archive is damaged"),
     archive("a web page", lambda p: p.write_text("<html>not found"), "the archive is damaged"),
     archive("cut off", damaged(lambda c: c[: len(c) // 2]), "the archive is damaged"),
-    archive("a bit flipped", damaged(flip), "archive"),
+    archive("a bit flipped", damaged(flip), "the archive is damaged"),
     archive("wrong checksum", write_archive, "its sha256 is", sha256="0" * 64),
     archive("other reviews", write_archive, "table_sha256", table_sha256="1" * 64),
     archive("absent", write_archive, "no such file", urls=["file:///nowhere/a"], sha256="0" * 64),
@@ -310,8 +315,7 @@ def checkpoint(
         weights = folder / "model.safetensors"
         digest = sha256_of(weights) if weights.exists() else "0" * 64
         changes = {"folder": "mine", "sha256": digest, **params}
-        quiet = {"tracking.system_metrics": False, "tracking.log_model": False}
-        project.change_params({"model": "distilbert", "tokenize.max_length": 32, **quiet})
+        project.change_params({"model": "distilbert", "tokenize.max_length": 32})
         project.change_params({f"models.distilbert.checkpoint.{k}": v for k, v in changes.items()})
 
     return Case(kind="checkpoint", name=name, prepare=prepare, stages=tuple(stages), words=words)
@@ -377,13 +381,13 @@ CHECKPOINTS = [
                "tokenizer cannot be read", TOKENIZE),
     checkpoint("an architecture that classifies nothing", edit_config(model_type="clip"), LACKS,
                TRAIN),
-    checkpoint("an empty vocabulary", lambda f: (f / "vocab.txt").write_text(""), "tokenizer",
-               TOKENIZE),
+    checkpoint("an empty vocabulary", lambda f: (f / "vocab.txt").write_text(""),
+               "tokenizer cannot encode a text", TOKENIZE),
     checkpoint("tokenizer is no JSON", lambda f: (f / "tokenizer.json").write_text("{}"),
-               "tokenizer", TOKENIZE),
+               "tokenizer cannot be read", TOKENIZE),
     checkpoint("more words than embeddings", lambda f: (f / "vocab.txt").write_text(
         "\n".join([*VOCABULARY, "film", "movie", "acting", "a", "it", "and"]) + "\n"),
-        "vocabulary", TRAIN),
+        "has a vocabulary of 16 tokens, and its weights have embeddings for 10", TRAIN),
 ]  # fmt: skip
 
 
@@ -415,6 +419,17 @@ STORED = [
 ] + [
     stored("another format", lambda p: save_file({"ids": torch.zeros(3)}, p),
            "no token file, or damaged", "train", TOKENS),
+    stored("another length in its head", rewrite(lambda c: c.replace(b'"512"', b'"112"')),
+           "another sha256", "train", TOKENS),
+    stored("a label renamed", rewrite(lambda c: c.replace(b"negative", b"negatife")),
+           "no table of reviews", "split", "data/reviews.parquet"),
+    stored("a bit flipped", rewrite(flip), "damaged, or not of the training", "evaluate",
+           "data/model/model.safetensors"),
+    stored("no JSON", rewrite(lambda c: c[:9]), "damaged", "evaluate", "data/model/run.json"),
+    stored("of another training", rewrite(lambda c: re.sub(rb'_sha256": "..', b'_sha256": "zz', c)),
+           "damaged, or not of the training", "evaluate", "data/history/summary.json"),
+    stored("no JSON", rewrite(lambda c: b""), "damaged", "evaluate", "data/history/summary.json"),
+    stored("absent", lambda path: path.unlink(), "No such file", "evaluate", "data/model/run.json"),
 ]  # fmt: skip
 
 
@@ -451,10 +466,12 @@ CASES = [*PARAMS, *ARCHIVES, *TABLES, *SPLITS, *CHECKPOINTS, *STORED]
 
 
 def prepared_project(folder: Path) -> Project:
-    """A small project with its data tokenized already, for the cases to be put into copies of."""
+    """A small project with all stages run already, for the cases to be put into copies of."""
     project = make_project(folder)
-    for stage in DATA_STAGES:
-        project.stage(stage)
+    project.change_params({"tracking.log_model": False, "tracking.system_metrics": False})
+    for stage in (*DATA_STAGES, "train", "evaluate"):
+        status, errors = run_stage_here(project, stage)
+        assert status == 0, errors
     return project
 
 

@@ -1,14 +1,23 @@
 """MLflow goes, comes back, fails and lies: it has each entry once in the end."""
 
+import dataclasses
 import json
+import re
 import resource
+import shutil
 from pathlib import Path
+from typing import Any
 
+import mlflow
 import pytest
 
 from benchmarks import outages
 from benchmarks.torture import prepare
-from distiltune.outbox import ENTRIES, FOLDER, Outbox, left_behind
+from distiltune import location
+from distiltune.outbox import ENTRIES, FOLDER, MIN_LINKED_BYTES, Header, Outbox, left_behind
+from distiltune.sending import CHECKOUT_TAG, KEY_TAG, WEIGHTS_TAG, Sender, reason_of
+from distiltune.syncing import send_left_behind
+from distiltune.tracking import TrackedRun
 
 FAST = ("every_third_answer_is_lost",)
 
@@ -30,53 +39,261 @@ def test_nothing_is_lost_or_there_twice(name: str, tokenized: Path) -> None:
     assert mistakes == [], output
 
 
-def entry(number: int) -> dict[str, object]:
+def header(name: str, **changes: Any) -> Header:
+    made = Header(
+        store="x", experiment="distiltune", key="k1", weights=None, is_training=True, time=1000,
+        name=name, params={"seed": 1}, tags={CHECKOUT_TAG: ""}, dataset="sample",
+        dataset_digest="0" * 64,
+    )  # fmt: skip
+    return dataclasses.replace(made, **changes)
+
+
+def entry(number: int) -> dict[str, Any]:
     return {"kind": "metrics", "time": number, "step": number, "metrics": {"loss": 1 / number}}
 
 
+def left(root: Path) -> list[str]:
+    found = []
+    for outbox in left_behind(root):
+        found.append(outbox.header.name)
+        outbox.release()
+    return found
+
+
 def test_entries_outlive_the_process_that_wrote_them(tmp_path: Path) -> None:
-    first = Outbox.new(tmp_path, {"name": "first"})
+    first = Outbox.new(tmp_path, header("first"))
     for number in range(1, 6):
         assert first.append(entry(number))
     first.note_sent(2)
     first.note_run("abc")
-    Outbox.new(tmp_path, {"name": "second"}).release()
-    assert [outbox.header["name"] for outbox in left_behind(tmp_path)] == ["second"]
+    Outbox.new(tmp_path, header("second")).release()
+    assert left(tmp_path) == ["second"]
     first.release()
     # The end of a process may cut off the entry that it is writing.
     with (first.folder / ENTRIES).open("ab") as file:
         file.write(b'{"kind": "met')
-    found, _ = list(left_behind(tmp_path))
-    assert found.run_id == "abc" and list(found.entries) == [entry(n) for n in (3, 4, 5)]
+    found = next(left_behind(tmp_path))
+    assert found.header == header("first")
+    assert found.run_id == "abc" and [e["step"] for e in found.entries] == [3, 4, 5]
     found.rewind()
     assert [e["step"] for e in found.entries] == [1, 2, 3, 4, 5] and found.run_id is None
+    assert left(tmp_path) == []  # who sends one part of a run sends alone
     found.remove()
-    assert [outbox.header["name"] for outbox in left_behind(tmp_path)] == []  # locked again
+    assert left(tmp_path) == ["second"]
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 50 + b"\n", b"[]\n", b'{"kind": 3}\n'])
+def test_a_damaged_entry_leaves_the_others(
+    tmp_path: Path, damage: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outbox = Outbox.new(tmp_path, header("x"))
+    outbox.append(entry(1))
+    with (outbox.folder / ENTRIES).open("ab") as file:
+        file.write(damage)
+    outbox._size += len(damage)
+    outbox.append(entry(2))
+    outbox.release()
+    assert [e["step"] for e in next(left_behind(tmp_path)).entries] == [1, 2]
+    assert "an entry is damaged" in capsys.readouterr().err
+
+
+def test_an_outbox_that_cannot_be_read_is_put_aside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for content in (b"{", b"[]", b'{"version": 9}', b"\0"):
+        outbox = Outbox.new(tmp_path, header("bad"))
+        (outbox.folder / "header.json").write_bytes(content)
+        outbox.release()
+    Outbox.new(tmp_path, header("good")).release()
+    assert left(tmp_path) == ["good"]
+    assert capsys.readouterr().err.count("cannot be read") == 4
+    assert len(list((tmp_path / FOLDER).glob(".damaged-*"))) == 4
+    assert left(tmp_path) == ["good"] and capsys.readouterr().err == ""
 
 
 def test_a_file_is_kept_as_it_was(tmp_path: Path) -> None:
-    outbox = Outbox.new(tmp_path, {})
+    outbox = Outbox.new(tmp_path, header("x"))
     model = tmp_path / "model"
     (model / "__pycache__").mkdir(parents=True)
-    (model / "weights").write_text("old")
+    (model / "config").write_text("old")
+    (model / "weights").write_bytes(b"old" * MIN_LINKED_BYTES)
     (kept,) = outbox.keep([model])
-    # As stages and DVC write: aside, and renamed.
-    (model / "new").write_text("new")
+    # As people edit; and as stages and DVC write: aside, and renamed.
+    (model / "config").write_text("new")
+    (model / "new").write_bytes(b"new")
     (model / "new").replace(model / "weights")
-    folder = outbox.folder / kept
-    assert [(file.name, file.read_text()) for file in folder.iterdir()] == [("weights", "old")]
+    files = {file.name: file for file in (outbox.folder / kept).iterdir()}
+    assert files.keys() == {"config", "weights"}
+    assert files["config"].read_text() == "old" and files["weights"].read_bytes()[:3] == b"old"
 
 
 def test_what_a_full_disk_does_not_take_is_written_when_it_does(tmp_path: Path) -> None:
-    outbox = Outbox.new(tmp_path, {})
+    outbox = Outbox.new(tmp_path, header("x"))
     assert outbox.append(entry(1))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (120, limits[1]))
     try:
         assert not outbox.append(entry(2)) and not outbox.append(entry(3))
         assert len(outbox.entries) == 3
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert outbox.append(entry(4))
-    lines = (tmp_path / FOLDER / outbox.folder.name / ENTRIES).read_text().splitlines()
+    lines = (outbox.folder / ENTRIES).read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that MLflow has made, which takes it seconds."""
+    root = tmp_path_factory.mktemp("store")
+    location.experiment_id(root, "distiltune")
+    return root / location.DATABASE
+
+
+@pytest.fixture
+def root(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    # MLflow notes in the environment which store it was told.
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_store, tmp_path / location.DATABASE)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / location.DATABASE}")
+    return tmp_path
+
+
+def written(root: Path, name: str, entries: list[dict[str, Any]], **changes: Any) -> Outbox:
+    """What a process has left that is gone."""
+    tags = {CHECKOUT_TAG: location.checkout_id(root)}
+    outbox = Outbox.new(root, header(name, store=location.store_name(root), tags=tags, **changes))
+    for one in entries:
+        outbox.append(one)
+    outbox.release()
+    return outbox
+
+
+def runs(root: Path) -> list[Any]:
+    client = mlflow.MlflowClient(location.store_name(root))
+    return list(client.search_runs(["1"], order_by=["attributes.start_time ASC"]))
+
+
+def steps(root: Path, run: Any, name: str = "loss") -> list[int]:
+    client = mlflow.MlflowClient(location.store_name(root))
+    return [metric.step for metric in client.get_metric_history(run.info.run_id, name)]
+
+
+def end(time: int, status: str = "FINISHED") -> dict[str, Any]:
+    return {"kind": "end", "status": status, "time": time}
+
+
+def test_a_late_part_of_an_attempt_does_not_end_the_run_again(root: Path) -> None:
+    """The second attempt has finished before what the first has left was sent."""
+    second = written(root, "second", [entry(1), entry(2), entry(3), end(3000)], time=2000)
+    assert send_left_behind(root)[1] == {} and not second.folder.exists()
+    for entries in ([entry(1), entry(2)], [entry(1), end(1500, "KILLED")], [end(1600, "FAILED")]):
+        written(root, "first", entries)
+        sent, left_over = send_left_behind(root)
+        assert len(sent) == 1 and left_over == {}
+        (run,) = runs(root)
+        assert run.info.status == "FINISHED" and steps(root, run) == [1, 2, 3]
+
+
+def test_what_is_left_without_an_end_was_killed(root: Path) -> None:
+    written(root, "first", [entry(1)])
+    send_left_behind(root)
+    assert [run.info.status for run in runs(root)] == ["KILLED"]
+    # What was all sent already, but for the removal.
+    for one in ([entry(1), end(5000)], [entry(1), end(5000)]):
+        outbox = written(root, "again", one, key="k2", time=2000)
+        send_left_behind(root)
+        assert [run.info.status for run in runs(root)] == ["KILLED", "FINISHED"]
+        assert not outbox.folder.exists()
+
+
+def test_a_training_that_is_sent_after_its_evaluation_is_one_run_with_it(root: Path) -> None:
+    weights = "a" * 64
+    restored: list[dict[str, Any]] = [
+        {**entry(1), "only_new": True},
+        {"kind": "tags", "tags": {WEIGHTS_TAG: weights}, "only_new": True},
+        {"kind": "metrics", "time": 5, "step": 0, "metrics": {"test/accuracy": 0.5}}, end(4000),
+    ]  # fmt: skip
+    written(root, "evaluation", restored, weights=weights, is_training=False)
+    send_left_behind(root)
+    training = [entry(1), {"kind": "tags", "tags": {WEIGHTS_TAG: weights}}, end(3000)]
+    written(root, "training", training)
+    send_left_behind(root)
+    (run,) = runs(root)
+    assert run.info.status == "FINISHED" and steps(root, run) == [1]
+    # And the other way round; what is evaluated once more may have come out otherwise.
+    restored[2] = {"kind": "metrics", "time": 9, "step": 0, "metrics": {"test/accuracy": 0.75}}
+    written(root, "evaluation", restored, weights=weights, is_training=False)
+    send_left_behind(root)
+    (run,) = runs(root)
+    assert run.data.metrics["test/accuracy"] == 0.75 and steps(root, run) == [1]
+
+
+def test_what_mlflow_will_never_take_does_not_keep_the_rest(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    impossible: list[dict[str, Any]] = [
+        {"kind": "files", "files": ["files/1/gone"], "folder": "plots"},
+        {"kind": "metrics", "time": 1, "step": 1, "metrics": {"no name: $%&": 1.0}},
+        {"kind": "poem"},
+    ]
+    written(root, "x", [*impossible, entry(1), end(2000)])
+    assert send_left_behind(root)[1] == {}
+    (run,) = runs(root)
+    assert run.info.status == "FINISHED" and steps(root, run) == [1]
+    assert run.data.tags["incomplete"]
+    assert capsys.readouterr().err.count("warning: MLflow does not take of x: the ") == 3
+
+
+def test_a_run_that_was_deleted_meanwhile_is_let_be(root: Path) -> None:
+    outbox = written(root, "x", [entry(1)])
+    found = next(left_behind(root))
+    Sender(root, found, is_live=True).send()
+    (run,) = runs(root)
+    mlflow.MlflowClient(location.store_name(root)).delete_run(run.info.run_id)
+    found.append(entry(2))
+    Sender(root, found, is_live=True).send()
+    assert runs(root) == [] and not found.entries and outbox.folder.exists()
+
+
+def test_another_checkouts_run_with_the_same_key_is_let_be(root: Path) -> None:
+    """As of a training whose outputs were pulled from a remote."""
+    client = mlflow.MlflowClient(location.store_name(root))
+    theirs = client.create_run("1", start_time=1, tags={KEY_TAG: "k1", CHECKOUT_TAG: "theirs"})
+    written(root, "mine", [entry(1), end(2000)])
+    send_left_behind(root)
+    other, mine = runs(root)
+    assert other.info.run_id == theirs.info.run_id and other.data.metrics == {}
+    assert mine.data.metrics["loss"] == 1
+
+
+def test_a_stage_that_fails_ends_its_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nor does a machine without git keep it from that.
+    monkeypatch.setenv("PATH", "")
+    facts = {"name": "x", "params": {}, "tags": {}, "dataset": "sample", "dataset_digest": "0" * 64}
+    for error, status in ((ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")):
+        with pytest.raises(error), TrackedRun(root, "distiltune") as tracked:
+            tracked.find("b" * 64, facts)
+            raise error
+        assert runs(root)[-1].info.status == status
+    assert left(root) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://me:secret@host:5/x?token=secret", "http://host:5/x"),
+        ("postgresql://me:sec/ret@x@host/db", "postgresql://host/db"),
+        ("mysql+pymysql://me:secret@host/db#secret", "mysql+pymysql://host/db"),
+        ("sqlite:////tmp/a@b/mlflow.db", "sqlite:////tmp/a@b/mlflow.db"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+    ],
+)
+def test_no_message_holds_the_stores_credentials(
+    uri: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert location.store_name(Path("/")) == shown
+    path = uri.partition("?")[0]
+    said = reason_of(ValueError(f"API request to {path}/api failed: {uri}; https://a:secret@b/c"))
+    assert not re.search("sec|ret", said) and "https://b/c" in said

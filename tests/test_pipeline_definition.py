@@ -26,9 +26,11 @@ CONFIGS = {
 # import each other.
 LAYERS = (
     {"distiltune"},
-    {"artifacts", "config", "location", "runtime"},
-    {"monitoring", "outbox"},
+    {"artifacts", "config", "runtime"},
+    {"location"},
+    {"logged_model", "monitoring", "outbox"},
     {"sending"},
+    {"syncing"},
     {"fetching", "store", "tracking"},
     {"batching", "checkpoint", "dataset", "encoding", "models", "optimizers", "sample"}
     | {"splitting"},

@@ -159,6 +159,9 @@ def test_damaged_tokens_are_a_mistake_or_the_same_tokens(
     except InputError as error:
         assert str(error).startswith(str(file))
     else:
+        assert (found.info, found.max_length, found.truncation) == (
+            expected.info, expected.max_length, expected.truncation,
+        )  # fmt: skip
         for name in ("ids", "offsets", "labels"):
             assert torch.equal(getattr(found, name), getattr(expected, name))
 

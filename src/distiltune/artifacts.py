@@ -33,7 +33,7 @@ ROWS_PER_GROUP = 4096
 # a row group's column at once, which in a user's file may be all of it.
 STREAMING = {"pre_buffer": False, "buffer_size": 1 << 16, "page_checksum_verification": True}
 WAY_OUT = "`dvc checkout` restores it, or `dvc repro` makes it again"
-# In a token file's metadata: the sha256 of ids, offsets and labels, one after the other.
+# In a token file: the sha256 of ids, offsets, labels and the rest of the metadata, in this order.
 DIGEST_KEY = "sha256"
 # Beside a model's weights: what it was trained with and on, and how it reads a text.
 RUN_FILE = "run.json"
@@ -62,6 +62,11 @@ def new_file(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         partial.chmod(0o644)
         partial.replace(path)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # Arrow's, which has its number in the text alone.
+        raise InputError(f"{path}: cannot be written: {error}") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -88,7 +93,15 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read what `write_json` wrote.
+
+    Raises:
+        InputError: it is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); {WAY_OUT}") from None
 
 
 def write_csv(path: Path, columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
@@ -104,10 +117,18 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def metadata_bytes(metadata: dict[str, str]) -> bytes:
+    """What of a token file's metadata its checksum is of."""
+    described = {name: text for name, text in metadata.items() if name != DIGEST_KEY}
+    return json.dumps(described, sort_keys=True).encode()
+
+
 def reviews_schema(info: DatasetInfo, extra: Iterable[pa.Field] = ()) -> pa.Schema:
     """The schema of a table of reviews, with `info` in its metadata."""
     columns = [pa.field("text", pa.string()), pa.field("label", pa.int32()), *extra]
-    return pa.schema(columns, metadata={"distiltune": json.dumps(asdict(info))})
+    described = json.dumps(asdict(info))
+    digest = hashlib.sha256(described.encode()).hexdigest()
+    return pa.schema(columns, metadata={"distiltune": described, DIGEST_KEY: digest})
 
 
 def write_reviews(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
@@ -139,7 +160,11 @@ def read_info(path: Path) -> DatasetInfo:
         InputError: the file is damaged, or was not written by this pipeline.
     """
     with _reading(path) as file:
-        info = json.loads(file.schema_arrow.metadata[b"distiltune"])
+        described = file.schema_arrow.metadata[b"distiltune"]
+        expected = file.schema_arrow.metadata[DIGEST_KEY.encode()].decode()
+        if hashlib.sha256(described).hexdigest() != expected:
+            raise ValueError("its metadata have another sha256")
+        info = json.loads(described)
         return DatasetInfo(dataset=info["dataset"], label_names=tuple(info["label_names"]))
 
 
@@ -196,6 +221,7 @@ class TokenWriter:
         sizes = {"offsets": offsets.nbytes, "labels": labels.nbytes, "ids": int(offsets[-1]) * 4}
         for column in (offsets, labels):
             self._digest.update(column.tobytes())
+        self._digest.update(metadata_bytes(metadata))
         metadata = {**metadata, DIGEST_KEY: self._digest.hexdigest()}
         header: dict[str, Any] = {"__metadata__": metadata}
         start = 0

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch.nn import functional
 
 from distiltune import InputError
-from distiltune.artifacts import DIGEST_KEY, WAY_OUT, DatasetInfo
+from distiltune.artifacts import DIGEST_KEY, WAY_OUT, DatasetInfo, metadata_bytes
 
 # Batches of similar length come from chunks of this many batches.
 BATCHES_PER_CHUNK = 50
@@ -77,6 +77,7 @@ def read_tokens(path: Path) -> Tokens:
             metadata = file.metadata()
         for name in ("ids", "offsets", "labels"):
             digest.update(tensors[name].numpy())
+        digest.update(metadata_bytes(metadata))
         if digest.hexdigest() != metadata[DIGEST_KEY]:
             raise ValueError("its content has another sha256")
         label_names = tuple(json.loads(metadata["label_names"]))

@@ -67,6 +67,8 @@ def parser() -> argparse.ArgumentParser:
         "Stages, sweep and compare do that too when they start. The exit status is 1 as long as "
         "something is left.",
     )
+    sync.add_argument("--discard", action="store_true",
+                      help="give up what cannot be sent; in the files it stays")  # fmt: skip
     sync.set_defaults(run=run_sync)
     return found
 

@@ -22,11 +22,10 @@ from distiltune.comparison.runs import (
 )
 from distiltune.config import load_params
 from distiltune.runtime import project_root
-from distiltune.sending import synchronize
 from distiltune.sweeping.plan import Planner, Trial
 from distiltune.sweeping.pruning import median_bars
 from distiltune.sweeping.sweep import SweepRunner, say
-from distiltune.tracking import send_waiting
+from distiltune.syncing import send_waiting, synchronize
 
 REPORTS = Path("reports")
 SPAN = 8.0
@@ -133,13 +132,13 @@ def _bars(planner: Planner, finished: Sequence[TriedRate]) -> dict[str, tuple[fl
     }
 
 
-def run_sync(_: argparse.Namespace) -> None:
+def run_sync(arguments: argparse.Namespace) -> None:
     """`distiltune sync`.
 
     Raises:
         InputError: something could not be sent.
     """
-    synchronize(_root())
+    synchronize(_root(), discard=arguments.discard)
 
 
 def run_compare(arguments: argparse.Namespace) -> None:

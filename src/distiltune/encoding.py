@@ -115,9 +115,11 @@ def _load_tokenizer(checkpoint: Path, max_length: int, output: Path) -> tokenize
     tokenizer.model_max_length = max_length
     try:
         tokenizer.save_pretrained(output)
-    # What the library says where the disk is full has no class of its own.
+    # What the library says where the disk is full has no class of its own, but its number.
     except Exception as error:
-        raise OSError(f"{output}: {error}") from None
+        if "os error" not in str(error):
+            raise
+        raise InputError(f"{output}: cannot be written: {error}") from None
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     try:
         backend.encode(PROBE)

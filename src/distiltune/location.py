@@ -11,6 +11,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from distiltune.artifacts import new_file
+
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 
 
@@ -59,8 +61,9 @@ def checkout_id(root: Path) -> str:
     file = root / ".dvc" / "tmp" / "checkout"
     file.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".dvc" / "tmp" / "checkout.lock"):
-        if not file.exists():
-            file.write_text(uuid.uuid4().hex, encoding="utf-8")
+        if not file.exists() or not file.read_text(encoding="utf-8"):
+            with new_file(file) as partial:
+                partial.write_text(uuid.uuid4().hex, encoding="utf-8")
         return file.read_text(encoding="utf-8")
 
 
@@ -72,7 +75,7 @@ def import_mlflow() -> Any:
     os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "5")
     # MLflow's 7, of two minutes each, are a long silence; what logs tries again by itself.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     import mlflow
     import mlflow.data.code_dataset_source
     import mlflow.data.meta_dataset
@@ -91,7 +94,21 @@ def _default_uri(root: Path) -> str:
 def store_name(root: Path) -> str:
     """The store's address without credentials, to be shown and written down."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or _default_uri(root)
-    return re.sub(r"(?<=//)[^/]*@|[?#].*", "", uri)
+    return without_credentials(uri)
+
+
+def without_credentials(uri: str) -> str:
+    """Without user, password and query. A password may hold an @ or a slash."""
+    return re.sub(r"^(\w[\w+.-]*://)(?!/).*@|[?#].*", r"\1", uri)
+
+
+def hide_credentials(text: str) -> str:
+    """A message of others, in which the store's address may stand as it is."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    text = text.replace(uri, without_credentials(uri)) if uri else text
+    if found := re.match(r"\w[\w+.-]*://(?!/)(.*)@", uri):
+        text = text.replace(f"{found[1]}@", "")
+    return re.sub(r"(?<=//)[^/\s@]*@", "", text)
 
 
 def use_store(root: Path) -> str:

@@ -1,6 +1,7 @@
 """Samples CPU, memory, disk, network and GPU while a model is trained."""
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -41,12 +42,19 @@ class SystemMonitor(threading.Thread):
         with contextlib.suppress(ImportError, RuntimeError):  # there is no NVIDIA GPU
             monitors.append(GPUMonitor())
         interval = float(MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get())
+        has_warned = False
         while not self._stopped.wait(interval):
             values: dict[str, float | None] = {}
             for monitor in monitors:
-                monitor.collect_metrics()
-                values |= monitor.aggregate_metrics()
-                monitor.clear_metrics()
+                try:
+                    monitor.collect_metrics()
+                    values |= monitor.aggregate_metrics()
+                    monitor.clear_metrics()
+                # A device that fails to answer once will do so the next time, or it will not.
+                except Exception as error:
+                    if not has_warned:
+                        print(f"warning: system metrics: {error}", file=sys.stderr, flush=True)
+                    has_warned = True
             named = {f"system/{name}": value for name, value in values.items()}
             self._log(named, round(time.time() - self._began))
 

@@ -1,5 +1,6 @@
 """The device and precision that a stage runs with, seeds, and what a stage's `main` does."""
 
+import errno
 import hashlib
 import os
 import random
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     import torch
 
 
+# A full disk, a file that is gone or in the way, no right to it: a traceback explains nothing.
+DISK_ERRORS = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
+)  # fmt: skip
 # Where Linux tells a container's memory, in its second and its first version.
 CONTAINER_MEMORY = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
@@ -46,9 +52,10 @@ def run_stage(main: Callable[[], None]) -> None:
             print(f"error: {line}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
-        # A full disk, a file that is gone, no right to write: nothing that a traceback explains.
+        if error.errno not in DISK_ERRORS:
+            raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"error: {where}{error.strerror}", file=sys.stderr)
         sys.exit(1)
 
 

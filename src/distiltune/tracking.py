@@ -5,6 +5,7 @@ logged into an outbox, and a thread sends that. Where MLflow is away, slow or fu
 goes on all the same; what could not be sent by its end is sent by whoever comes next.
 """
 
+import contextlib
 import importlib.metadata
 import math
 import os
@@ -14,28 +15,46 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import Timeout
+
 from distiltune.location import checkout_id, store_name
+from distiltune.logged_model import model_requirements
 from distiltune.monitoring import SystemMonitor
-from distiltune.outbox import FOLDER, Outbox, is_empty
+from distiltune.outbox import FOLDER, Header, Outbox
 from distiltune.sending import (
     CHECKOUT_TAG,
     EXPERIMENT_TAG,
-    KEY_TAG,
     Sender,
-    model_requirements,
     now_ms,
     reason_of,
-    send_left_behind,
 )
+from distiltune.syncing import send_left_behind
 
+# A record's figures, and their names in MLflow.
+STEP_METRICS = {
+    name: f"train/{name}"
+    for name in (
+        "loss", "learning_rate", "gradient_norm", "tokens_per_second", "examples_per_second",
+        "optimizer_seconds",
+    )
+}  # fmt: skip
+EPOCH_METRICS = {
+    "train_loss": "epoch/train_loss",
+    "train_accuracy": "epoch/train_accuracy",
+    "train_seconds": "epoch/train_seconds",
+    "validation_loss": "validation/loss",
+    "validation_accuracy": "validation/accuracy",
+}
 # A start waits so long for MLflow, so that what is wrong with it is said at once.
 FIRST_WAIT_SECONDS = 20.0
 # Between two tries to send, doubled after each that fails.
 RETRY_SECONDS, MAX_RETRY_SECONDS = 1.0, 60.0
+# What comes within this is sent together.
+BATCH_SECONDS = 1.0
+KILLED_WAIT_SECONDS = 10.0
 
 
 class TrackedRun:
@@ -70,12 +89,12 @@ class TrackedRun:
             started: when the first attempt began, in seconds since 1970.
         """
         self._open(facts, weights=None)
-        if system_metrics:
+        if system_metrics and self._outbox is not None:
             self._monitor = SystemMonitor(self.log_metrics, started)
             self._monitor.start()
 
     def find(self, weights_sha256: str, facts: Mapping[str, Any]) -> None:
-        """Take up this checkout's run whose weights have this checksum, or open a new one.
+        """Take up this checkout's run with the `key` or these weights, or open a new one.
 
         Of several it is this experiment's, else the latest.
 
@@ -85,9 +104,9 @@ class TrackedRun:
         """
         self._open(facts, weights=weights_sha256)
 
-    @contextmanager
+    @contextlib.contextmanager
     def only_if_new(self) -> Iterator[None]:
-        """What is logged within, a run that was found has already."""
+        """What is logged within, the training has logged: a run that it has ended needs it not."""
         self._only_new = True
         try:
             yield
@@ -95,20 +114,20 @@ class TrackedRun:
             self._only_new = False
 
     def _open(self, facts: Mapping[str, Any], weights: str | None) -> None:
-        header = {
-            "store": store_name(self.root),
-            "experiment": self.experiment,
-            "key": self.key,
-            "weights": weights,
-            "is_training": weights is None,
-            "time": now_ms(),
-            "name": " ".join(filter(None, (facts["name"], os.environ.get("DVC_EXP_NAME")))),
-            "params": dict(facts["params"]),
-            "tags": {**facts["tags"], **_context_tags(self.root), KEY_TAG: self.key},
-            "dataset": facts["dataset"],
-            "dataset_digest": facts["dataset_digest"],
-        }
         try:
+            header = Header(
+                store=store_name(self.root),
+                experiment=self.experiment,
+                key=self.key,
+                weights=weights,
+                is_training=weights is None,
+                time=now_ms(),
+                name=" ".join(filter(None, (facts["name"], os.environ.get("DVC_EXP_NAME")))),
+                params=dict(facts["params"]),
+                tags={**facts["tags"], **_context_tags(self.root)},
+                dataset=facts["dataset"],
+                dataset_digest=facts["dataset_digest"],
+            )
             self._outbox = Outbox.new(self.root, header)
         except OSError as error:
             _warn(f"nothing is logged to MLflow, since {self.root / FOLDER} cannot be written: "
@@ -116,6 +135,17 @@ class TrackedRun:
             return
         self._thread.start()
         self._was_met.wait(FIRST_WAIT_SECONDS)
+
+    def __enter__(self) -> "TrackedRun":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the run, as what has ended the block says."""
+        if kind is None:
+            self.close()
+        else:
+            is_asked_for = issubclass(kind, KeyboardInterrupt | SystemExit)
+            self.close("KILLED" if is_asked_for else "FAILED")
 
     def replay(self, steps: Iterable[Any], epochs: Iterable[Any]) -> None:
         """Log the records of an earlier process; those that the run has are left out."""
@@ -145,24 +175,11 @@ class TrackedRun:
 
     def log_step(self, values: Mapping[str, float | None], step: int) -> None:
         """Log a step's figures as `train/...`, by step."""
-        names = (
-            "loss", "learning_rate", "gradient_norm", "tokens_per_second", "examples_per_second",
-            "optimizer_seconds",
-        )  # fmt: skip
-        self.log_metrics({f"train/{name}": values.get(name) for name in names}, step)
+        self.log_metrics({shown: values.get(name) for name, shown in STEP_METRICS.items()}, step)
 
     def log_epoch(self, values: Mapping[str, float | None], epoch: int) -> None:
         """Log an epoch's figures as `epoch/...` and `validation/...`, by epoch."""
-        self.log_metrics(
-            {
-                "epoch/train_loss": values.get("train_loss"),
-                "epoch/train_accuracy": values.get("train_accuracy"),
-                "epoch/train_seconds": values.get("train_seconds"),
-                "validation/loss": values.get("validation_loss"),
-                "validation/accuracy": values.get("validation_accuracy"),
-            },
-            epoch,
-        )
+        self.log_metrics({shown: values.get(name) for name, shown in EPOCH_METRICS.items()}, epoch)
 
     def log_model(self, folder: Path, label_names: Iterable[str]) -> None:
         """Log the model in MLflow's own format, with the code that runs it.
@@ -196,7 +213,8 @@ class TrackedRun:
         with self._outbox.changed:
             self._is_closing = True
             self._outbox.changed.notify_all()
-        self._thread.join()
+        # Who asks a process to end does not wait long.
+        self._thread.join(KILLED_WAIT_SECONDS if status == "KILLED" else None)
         if not self._outbox.entries:
             self._outbox.remove()
             return
@@ -209,9 +227,11 @@ class TrackedRun:
         if self._outbox is None:
             return
         try:
-            self._append({**entry, "files": self._outbox.keep(files)})
+            kept = self._outbox.keep(files)
         except OSError as error:
             self._warn_of_disk(str(error))
+            kept = [str(file.resolve()) for file in files]  # as long as this stage lives
+        self._append({**entry, "files": kept})
 
     def _append(self, entry: dict[str, Any]) -> None:
         if self._outbox is None:
@@ -231,53 +251,47 @@ class TrackedRun:
         """The thread: send what comes, and try again where that fails."""
         assert self._outbox is not None
         outbox, delay, is_away = self._outbox, RETRY_SECONDS, False
-        sender = Sender(self.root, outbox)
-        has_sent_others = False
+        sender = Sender(self.root, outbox, is_live=True)
         while True:
             is_last = self._is_closing
             try:
-                if not has_sent_others:
-                    send_left_behind(self.root)  # those before this one, which it may go on with
-                    has_sent_others = True
+                # What went before comes first; another process may be at it.
+                if not outbox.sending.is_locked:
+                    send_left_behind(self.root)
+                    outbox.sending.acquire(timeout=RETRY_SECONDS)
                 sender.send()
+            except Timeout:
+                if is_last:
+                    return
+                continue
             # Whatever a store, a server or a disk can do wrong must not end a training.
             except Exception as error:
                 if not is_away:
                     _warn(f"MLflow at {store_name(self.root)}: {reason_of(error)}; the work goes "
                           "on, and what it does not take is kept on disk")  # fmt: skip
                 is_away = True
-                sender = Sender(self.root, outbox)
+                sender = Sender(self.root, outbox, is_live=True)
                 self._was_met.set()
-                with outbox.changed:
-                    if is_last:
-                        return
-                    if not self._is_closing:
-                        self._wait_for_the_end(delay)
+                if is_last:
+                    return
+                self._wait(delay)
                 delay = min(2 * delay, MAX_RETRY_SECONDS)
                 continue
             if is_away:
                 print("MLflow takes it again", file=sys.stderr, flush=True)
             delay, is_away = RETRY_SECONDS, False
             self._was_met.set()
+            if is_last:
+                return
+            self._wait(BATCH_SECONDS)
             with outbox.changed:
-                if is_last and not outbox.entries:
-                    return
                 outbox.changed.wait_for(lambda: outbox.entries or self._is_closing)
 
-    def _wait_for_the_end(self, seconds: float) -> None:
+    def _wait(self, seconds: float) -> None:
+        """Until then, or until there will be no more."""
         assert self._outbox is not None
-        self._outbox.changed.wait_for(lambda: self._is_closing, timeout=seconds)
-
-
-def send_waiting(root: Path) -> None:
-    """Send what stages before could not, if anything; where that fails say so, and go on.
-
-    Args:
-        root: the main checkout.
-    """
-    if not is_empty(root):
-        for name, reason in send_left_behind(root)[1].items():
-            _warn(f"MLflow does not have all of {name}: {reason}")
+        with self._outbox.changed:
+            self._outbox.changed.wait_for(lambda: self._is_closing, timeout=seconds)
 
 
 def _context_tags(root: Path) -> dict[str, str]:
@@ -289,14 +303,14 @@ def _context_tags(root: Path) -> dict[str, str]:
     ):
         if value := os.environ.get(variable):
             tags[name] = value
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"],  # noqa: S607 (the user's git, wherever it is)
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path.cwd() if (Path.cwd() / ".git").exists() else root,
-    )
-    if git.returncode == 0:
+    with contextlib.suppress(FileNotFoundError, subprocess.CalledProcessError):  # no git here
+        git = subprocess.run(
+            ["git", "rev-parse", "HEAD"],  # noqa: S607 (the user's git, wherever it is)
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path.cwd() if (Path.cwd() / ".git").exists() else root,
+        )
         tags["git_commit"] = git.stdout.strip()
     return tags
 

@@ -32,7 +32,7 @@ from distiltune.evaluation.plots import write_plots
 from distiltune.inference import predict_logits
 from distiltune.models import load_model
 from distiltune.runtime import choose_runtime
-from distiltune.sending import WEIGHTS_TAG
+from distiltune.sending import KEY_TAG, WEIGHTS_TAG
 from distiltune.tracking import TrackedRun
 from distiltune.training.history import read_metrics
 from distiltune.training.resume import forget
@@ -105,13 +105,12 @@ def run_evaluation(
         f"loss {results['loss']:.4f}",
         flush=True,
     )
-    tracked = _find_run(config, root, model, history, facts, digest)
-    tracked.log_metrics(dict(_flat(results, "test")))
-    tracked.log_files(sorted(plots.iterdir()), "plots")
-    tracked.log_files([predictions, metrics], "test")
-    # For comparisons: with these a run in MLflow says all that its files say.
-    tracked.log_files([model / RUN_FILE, *sorted(history.iterdir())], "record")
-    tracked.close()
+    with _find_run(config, root, model, history, facts, digest) as tracked:
+        tracked.log_metrics(dict(_flat(results, "test")))
+        tracked.log_files(sorted(plots.iterdir()), "plots")
+        tracked.log_files([predictions, metrics], "test")
+        # For comparisons: with these a run in MLflow says all that its files say.
+        tracked.log_files([model / RUN_FILE, *sorted(history.iterdir())], "record")
 
 
 def all_metrics(
@@ -148,6 +147,7 @@ def _find_run(
 ) -> TrackedRun:
     """The run that trained these weights, or, where there is none, a new one that says the same."""
     tracked = TrackedRun(root, config.tracking.experiment)
+    tracked.key = read_json(history / SUMMARY_FILE)[KEY_TAG]
     tracked.find(digest, facts)
     steps, epochs = read_metrics(history)
     with tracked.only_if_new():
@@ -155,9 +155,10 @@ def _find_run(
             tracked.log_step(step, int(step["step"]))
         for epoch in epochs:
             tracked.log_epoch(epoch, int(epoch["epoch"]))
-        tracked.set_tags({WEIGHTS_TAG: digest, "restored": "from files, by evaluate"})
         if config.tracking.log_model:
             tracked.log_model(model, facts["label_names"])
+        # The last, since it says that the rest is there.
+        tracked.set_tags({WEIGHTS_TAG: digest, "restored": "from files, by evaluate"})
     return tracked
 
 

@@ -150,12 +150,12 @@ def save_model(model: PreTrainedModel, tokenizer_folder: Path, output: Path) -> 
     """Write weights (safetensors), config and tokenizer into one folder.
 
     Raises:
-        OSError: the disk does not take them.
+        InputError: the disk does not take them.
     """
     try:
         model.save_pretrained(output)
     except SafetensorError as error:
-        raise OSError(f"{output}: {error}") from None
+        raise InputError(f"{output}: cannot be written: {error}") from None
     for file in tokenizer_folder.iterdir():
         shutil.copyfile(file, output / file.name)
 

@@ -28,7 +28,7 @@ from distiltune.models import (
     save_model,
 )
 from distiltune.runtime import Runtime, choose_runtime, code_digest, seed_everything
-from distiltune.sending import WEIGHTS_TAG
+from distiltune.sending import KEY_TAG, WEIGHTS_TAG
 from distiltune.tracking import TrackedRun, version_tags
 from distiltune.training.costs import peak_memory_bytes
 from distiltune.training.history import ConsoleReporter, History, Reporter
@@ -143,7 +143,8 @@ def run_training(
         with new_folder(history) as folder:
             records.write(folder)
             when = {"started": started, "ended": time.time()}
-            write_json(folder / SUMMARY_FILE, {WEIGHTS_TAG: digest, **when, **summary})
+            who = {WEIGHTS_TAG: digest, KEY_TAG: tracked.key}
+            write_json(folder / SUMMARY_FILE, {**who, **when, **summary})
         # Only now can `evaluate` find the run: it looks for the weights.
         tracked.set_tags({WEIGHTS_TAG: digest})
         tracked.log_metrics({f"final/{name}": value for name, value in summary.items()})
