@@ -480,7 +480,8 @@ def mistakes(world: World) -> list[str]:
         for metric in client.get_metric_history(run.info.run_id, name):
             key = (name, metric.step)
             there[key] += 1
-            if key in expected and metric.value != expected[key]:
+            # A step that is done once more takes another time, and the first stays.
+            if "second" not in name and metric.value != expected.get(key, metric.value):
                 found.append(f"{name} at {metric.step}: {metric.value}, not {expected[key]}")
     # System metrics are samples: as many as there were.
     twice = [key for key, n in there.items() if n > 1 and not key[0].startswith("system/")]
@@ -501,7 +502,7 @@ def mistakes(world: World) -> list[str]:
     models = client.search_logged_models(["1"])
     if len(models) != 1 or models[0].status != "READY":
         found.append(f"models: {[(m.model_id, str(m.status)) for m in models]}")
-    if left := sorted((project / ".dvc/tmp/outbox").glob("*")):
+    if left := sorted((project / ".dvc/tmp/outbox").glob("[!.]*")):
         found.append(f"left: {[path.name for path in left]}")
     return found
 

@@ -108,7 +108,7 @@ def test_forty_experiments_by_four_workers_are_forty_runs(
     for line in status.splitlines()[1 : NUM_EXPERIMENTS + 1]:
         log = project.dvc("queue", "logs", line.split()[1])
         assert "warning" not in log and "locked" not in log, log
-    assert not list((project.root / ".dvc/tmp/outbox").glob("*"))
+    assert not list((project.root / ".dvc/tmp/outbox").glob("[!.]*"))
 
 
 @pytest.mark.slow

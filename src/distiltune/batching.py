@@ -88,6 +88,8 @@ def read_tokens(path: Path) -> Tokens:
             max_length=int(metadata["max_length"]),
             truncation=metadata["truncation"],
         )
+    except FileNotFoundError:
+        raise InputError(f"{path}: No such file; {WAY_OUT}") from None
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path}: no token file, or damaged ({error}); {WAY_OUT}") from None
     return tokens

@@ -64,6 +64,9 @@ def read_imdb(archive: Path) -> tuple[list[str], list[int]]:
                 content = tar.extractfile(member)
                 assert content is not None
                 found[match[1], match[2]].append((match[3], content.read().decode("utf-8")))
+            # A damaged head looks like the archive's end; what compressed it has a checksum.
+            while tar.fileobj is not None and tar.fileobj.read(1 << 20):
+                continue
     except UnicodeDecodeError:
         raise InputError(f"{archive}: {member.name} is not UTF-8") from None
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
