@@ -195,6 +195,14 @@ def test_a_late_part_of_an_attempt_does_not_end_the_run_again(root: Path) -> Non
         assert run.info.status == "FINISHED" and steps(root, run) == [1, 2, 3]
 
 
+def test_both_attempts_of_a_training_may_be_sent_late(root: Path) -> None:
+    written(root, "first", [entry(1), entry(2)])
+    written(root, "second", [entry(1), entry(2), entry(3), end(3000)], time=2000)
+    assert len(send_left_behind(root)[0]) == 2
+    (run,) = runs(root)
+    assert run.info.status == "FINISHED" and steps(root, run) == [1, 2, 3]
+
+
 def test_what_is_left_without_an_end_was_killed(root: Path) -> None:
     written(root, "first", [entry(1)])
     send_left_behind(root)

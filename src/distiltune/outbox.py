@@ -164,6 +164,11 @@ class Outbox:
             self.entries = deque(sorted([*sent, *self.entries], key=lambda e: int(e["number"])))
             self._last_sent, self.run_id = 0, None
 
+    def last_time(self) -> int:
+        """When the last entry was made, in ms since 1970."""
+        with self.changed:
+            return max([self.header.time, *(entry.get("time", 0) for entry in self._read(after=0))])
+
     def sync(self) -> bool:
         """Have what was appended on the disk for good, as far as it takes it."""
         with self.changed:

@@ -84,7 +84,8 @@ class Sender:
     def end_if_dead(self) -> None:
         """Of a process that is gone: the run must not look as if it went on."""
         if not self.is_deleted and self._client.get_run(self._run_id).info.status == "RUNNING":
-            self._client.set_terminated(self._run_id, "KILLED")
+            # Then, and not now: an attempt after it may have ended before its entries are sent.
+            self._client.set_terminated(self._run_id, "KILLED", self.outbox.last_time())
 
     def _meet(self) -> None:
         client = import_mlflow().MlflowClient(use_store(self.root))
