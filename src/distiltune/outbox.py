@@ -167,7 +167,8 @@ class Outbox:
     def last_time(self) -> int:
         """When the last entry was made, in ms since 1970."""
         with self.changed:
-            return max([self.header.time, *(entry.get("time", 0) for entry in self._read(after=0))])
+            times = [int(entry.get("time", 0)) for entry in self._read(after=0)]
+            return max([self.header.time, *times])
 
     def sync(self) -> bool:
         """Have what was appended on the disk for good, as far as it takes it."""
