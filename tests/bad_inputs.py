@@ -148,11 +148,12 @@ def flip(content: bytes, place: float = 0.5) -> bytes:
 
 
 REVIEW = "aclImdb/train/pos/99_9.txt"
+NO_ARCHIVE = "the archive is damaged, or none: "
 ARCHIVES = [
-    archive("empty file", lambda p: p.write_bytes(b""), "the archive is damaged"),
-    archive("a web page", lambda p: p.write_text("<html>not found"), "the archive is damaged"),
-    archive("cut off", damaged(lambda c: c[: len(c) // 2]), "the archive is damaged"),
-    archive("a bit flipped", damaged(flip), "the archive is damaged"),
+    archive("empty file", lambda p: p.write_bytes(b""), NO_ARCHIVE),
+    archive("a web page", lambda p: p.write_text("<html>not found"), NO_ARCHIVE),
+    archive("cut off", damaged(lambda c: c[: len(c) // 2]), NO_ARCHIVE),
+    archive("a bit flipped", damaged(flip), NO_ARCHIVE),
     archive("wrong checksum", write_archive, "its sha256 is", sha256="0" * 64),
     archive("other reviews", write_archive, "table_sha256", table_sha256="1" * 64),
     archive("absent", write_archive, "no such file", urls=["file:///nowhere/a"], sha256="0" * 64),
@@ -177,7 +178,7 @@ ARCHIVES = [
     archive("xz instead of gzip", lambda p: p.write_bytes(lzma.compress(gzip.decompress(
         write_archive(p).read_bytes()))), WORKS),
     archive("not compressed", damaged(gzip.decompress), WORKS),
-    archive("gzip twice", damaged(gzip.compress), "the archive is damaged"),
+    archive("gzip twice", damaged(gzip.compress), NO_ARCHIVE),
 ]  # fmt: skip
 
 
@@ -374,7 +375,7 @@ CHECKPOINTS = [
     checkpoint("a header of 2^60 bytes",
                lambda f: (f / "model.safetensors").write_bytes((1 << 60).to_bytes(8, "little") * 9),
                LACKS, TRAIN),
-    checkpoint("wrong shapes", edit_weights(widen), LACKS, TRAIN),
+    checkpoint("wrong shapes", edit_weights(widen), "has not the shape", TRAIN),
     checkpoint("a layer is missing", edit_weights(drop_layer), "its weights lack", TRAIN),
     checkpoint("not a number in the weights", edit_weights(poison), "the loss is nan", TRAIN),
     checkpoint("unknown architecture", edit_config(model_type="nothing"),

@@ -1,5 +1,6 @@
 """Brings a pretrained checkpoint into the project: from the hub, or a local folder."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def _check(folder: Path, row: CheckpointRow, where: str) -> None:
             "if you trust it, set the former"
         )
     try:
-        config = read_json(folder / "config.json")
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{where}: config.json of {source} is not JSON: {error}") from None
     if not isinstance(config, dict):

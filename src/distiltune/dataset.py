@@ -70,7 +70,8 @@ def read_imdb(archive: Path) -> tuple[list[str], list[int]]:
     except UnicodeDecodeError:
         raise InputError(f"{archive}: {member.name} is not UTF-8") from None
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise InputError(f"{archive}: the archive is damaged: {error}") from None
+        reason = str(error).partition("\n")[0].rstrip(":")
+        raise InputError(f"{archive}: the archive is damaged, or none: {reason}") from None
     texts, labels = [], []
     for (_, label), reviews in found.items():
         texts += [text for _, text in sorted(reviews)]

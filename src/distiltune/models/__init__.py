@@ -70,6 +70,8 @@ def build_model(
                 checkpoint_folder,
                 config=config,
                 output_loading_info=True,
+                # Of the body that is looked at below; a head for other classes is drawn anew.
+                ignore_mismatched_sizes=True,
                 dtype=torch.float32,
                 use_safetensors=True,
                 local_files_only=True,
@@ -94,6 +96,11 @@ def build_model(
             raise InputError(
                 f"the checkpoint cannot be loaded as a classifier: its weights lack {len(missing)} "
                 f"of {config.model_type}'s, {missing[0]} for one"
+            )
+        if others := [name for name, *_ in loaded["mismatched_keys"] if name.startswith(body)]:
+            raise InputError(
+                f"the checkpoint cannot be loaded as a classifier: {others[0]} has not the shape "
+                "that its config.json says"
             )
         if model.config.pad_token_id is None:
             # Some models look at it to find a review's end; GPT-2's has none.
