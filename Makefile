@@ -108,7 +108,7 @@ lock: setup  ## requirements.lock anew: every package with its hashes, for Linux
 
 audit: setup  ## known vulnerabilities of what the lock pins (asks PyPI's advisory database)
 	$(PIP) install pip-audit==$(call pinned,pip-audit)
-	pip-audit -r requirements.lock --require-hashes --disable-pip
+	pip-audit -r requirements.lock --require-hashes --disable-pip --strict
 
 format: setup  ## lint fixes and formatting
 	ruff check --fix .

@@ -48,6 +48,7 @@ LOG = Path(".dvc/tmp/outages.log")
 PATIENCE_SECONDS = 300.0
 # A server that does not answer is waited for no longer, and MLflow does not try again itself.
 TIMEOUT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+PASSWORD = "vErYs3cret"
 SERVER_CASES: "dict[str, Callable[[World], None]]" = {}
 SQLITE_CASES: "dict[str, Callable[[World], None]]" = {}
 
@@ -221,7 +222,7 @@ def world_with_server(project: Path) -> Iterator[World]:
     proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     proxy.daemon_threads = True
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    world.env["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{proxy.server_port}"
+    world.env["MLFLOW_TRACKING_URI"] = f"http://me:{PASSWORD}@127.0.0.1:{proxy.server_port}"
     try:
         yield world
     finally:
@@ -518,7 +519,10 @@ def run_case(name: str, prepared: Path) -> tuple[list[str], str]:
         with world_with_server(project) as world:
             SERVER_CASES[name](world)
             found = mistakes(world)
-    return found, (project / LOG).read_text(errors="replace")
+    output = (project / LOG).read_text(errors="replace")
+    if PASSWORD in output:
+        found.append("a password is shown")
+    return found, output
 
 
 def free_port() -> int:

@@ -264,6 +264,16 @@ def test_a_run_that_was_deleted_meanwhile_is_let_be(root: Path) -> None:
     assert runs(root) == [] and not found.entries and outbox.folder.exists()
 
 
+def test_an_attempt_that_goes_on_has_its_own_experiments_name(root: Path) -> None:
+    written(root, "first", [entry(1)])
+    send_left_behind(root)
+    written(root, "second", [entry(2)], time=2000)
+    Sender(root, next(left_behind(root)), is_live=True).send()
+    (run,) = runs(root)
+    assert (run.info.run_name, run.info.status) == ("second", "RUNNING")
+    assert steps(root, run) == [1, 2]
+
+
 def test_another_checkouts_run_with_the_same_key_is_let_be(root: Path) -> None:
     """As of a training whose outputs were pulled from a remote."""
     client = mlflow.MlflowClient(location.store_name(root))

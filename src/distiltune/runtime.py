@@ -55,7 +55,9 @@ def run_stage(main: Callable[[], None]) -> None:
         if error.errno not in DISK_ERRORS:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror}", file=sys.stderr)
+        is_gone = error.errno == errno.ENOENT
+        way_out = "; `dvc checkout` restores what a stage has made, `dvc repro` makes it again"
+        print(f"error: {where}{error.strerror}{way_out if is_gone else ''}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -1,6 +1,7 @@
 """Sends an outbox to MLflow: each entry once, whatever was lost on the way before."""
 
 import itertools
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -151,8 +152,12 @@ class Sender:
         """What a run has from its beginning; it may be there already."""
         mlflow = import_mlflow()
         entities = mlflow.entities
-        if self.header.is_training and self.is_live and run.info.status != "RUNNING":
-            client.update_run(self._run_id, status="RUNNING")
+        if self.header.is_training and self.is_live:
+            # An attempt that goes on may be another experiment of DVC's than the one before.
+            client.update_run(self._run_id, status="RUNNING", name=self.header.name)
+            for name, value in self.header.tags.items():
+                if run.data.tags.get(name) != value:
+                    client.set_tag(self._run_id, name, value)
         missing = {k: str(v) for k, v in self.header.params.items() if k not in run.data.params}
         params = [entities.Param(name, value) for name, value in missing.items()]
         for first in range(0, len(params), MAX_PARAMS):
@@ -236,7 +241,9 @@ def reason_of(error: Exception) -> str:
     """The first line of what a failure says; of a database's, without SQLAlchemy's words around."""
     error = getattr(error.__cause__ or error, "orig", None) or error
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return hide_credentials(line)[:MAX_REASON]
+    # MLflow quotes what a library below quotes; the address says enough.
+    short = re.sub(r" failed with exception .*", " failed", line)
+    return hide_credentials(short)[:MAX_REASON]
 
 
 def _is_hopeless(error: Exception) -> bool:

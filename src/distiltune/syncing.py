@@ -65,7 +65,14 @@ def synchronize(root: Path, *, discard: bool) -> None:
         print(f"{what}: discarded")
     if left and not discard:
         lines = [f"{what}: {reason}" for what, reason in left.items()]
-        raise InputError("\n".join([*lines, "`distiltune sync --discard` gives them up"]))
+        raise InputError(
+            "\n".join(
+                [
+                    *lines,
+                    "it is kept, and the same command sends it once MLflow answers; --discard gives it up",
+                ]
+            )
+        )
     if not sent and not left:
         print("nothing is left to be sent")
 
