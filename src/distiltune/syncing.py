@@ -65,14 +65,8 @@ def synchronize(root: Path, *, discard: bool) -> None:
         print(f"{what}: discarded")
     if left and not discard:
         lines = [f"{what}: {reason}" for what, reason in left.items()]
-        raise InputError(
-            "\n".join(
-                [
-                    *lines,
-                    "it is kept, and the same command sends it once MLflow answers; --discard gives it up",
-                ]
-            )
-        )
+        lines.append("it is kept; the same command sends it later, and --discard gives it up")
+        raise InputError("\n".join(lines))
     if not sent and not left:
         print("nothing is left to be sent")
 
