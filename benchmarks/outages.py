@@ -355,20 +355,17 @@ def slow(world: World) -> None:
 
 @with_server
 def every_third_request_fails(world: World) -> None:
-    world.server.start()
-    world.choose = lambda number, line: "error" if number % 3 == 0 else None
-    train = world.train()
-    train.finish()
-    assert "warning: MLflow at " in train.output
-    world.run("stages.evaluate")
-    world.choose = lambda number, line: None
-    world.sync()
+    with_every_third(world, "error")
 
 
 @with_server
 def every_third_answer_is_lost(world: World) -> None:
+    with_every_third(world, "lose")
+
+
+def with_every_third(world: World, fault: str) -> None:
     world.server.start()
-    world.choose = lambda number, line: "lose" if number % 3 == 0 else None
+    world.choose = lambda number, line: fault if number % 3 == 0 else None
     train = world.train()
     train.finish()
     assert "warning: MLflow at " in train.output

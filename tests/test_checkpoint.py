@@ -1,33 +1,25 @@
 """The download-checkpoint stage: a local hub, a local folder, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from distiltune.artifacts import sha256_of
 from tests.archives import Server, running_server
+from tests.bad_inputs import good_checkpoint
 from tests.conftest import Project
 
 REVISION = "12040accade4e8a0f71eabdb258fecc2e7e948be"
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "was", "not", "acting", "plot", "."]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny DistilBERT checkpoint as the hub has it, with files that must not be taken."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    torch.manual_seed(0)
-    config = DistilBertConfig(
-        vocab_size=len(WORDS), dim=16, n_layers=2, n_heads=2, hidden_dim=32,
-        max_position_embeddings=64,
-    )  # fmt: skip
-    DistilBertForSequenceClassification(config).distilbert.save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    shutil.copytree(good_checkpoint(), folder)
     (folder / "pytorch_model.bin").write_bytes(b"a pickle")
     (folder / "run_me.py").write_text("raise SystemExit('remote code')")
     return folder

@@ -55,6 +55,7 @@ class Sender:
         self.is_live = is_live
         self.is_whole = True  # what the training has logged is there
         self.is_deleted = False  # in MLflow, by somebody who does not want it
+        self._is_one_by_one = False  # since one of many was refused
         self._client: Any = None
         self._run_id = ""
         self._experiment = ""
@@ -73,13 +74,18 @@ class Sender:
                 batch = _first_batch(self.outbox.entries)
             if not batch:
                 return
+            if self._is_one_by_one:
+                batch = batch[:1]
             if not self.is_deleted:
                 try:
                     self._send(batch)
                 except Exception as error:
                     if not _is_hopeless(error):
                         raise
-                    self._leave_out(batch, error)
+                    if len(batch) > 1:
+                        self._is_one_by_one = True
+                        continue
+                    self._leave_out(batch[0], error)
             self.outbox.note_sent(batch[-1]["number"])
 
     def end_if_dead(self) -> None:
@@ -197,14 +203,14 @@ class Sender:
             case unknown:
                 raise UnknownKindError(f"{unknown!r} is no kind of entry")
 
-    def _leave_out(self, batch: Sequence[Mapping[str, Any]], error: Exception) -> None:
+    def _leave_out(self, entry: Mapping[str, Any], error: Exception) -> None:
         """What MLflow will never take must not keep the rest from it."""
         if self._client.get_run(self._run_id).info.lifecycle_stage == "deleted":
             self.is_deleted = True
             return
-        what = f"{self.header.name}: the {batch[0]['kind']}"
+        what = f"{self.header.name}: the {entry['kind']}"
         print(f"warning: MLflow does not take of {what}: {reason_of(error)}", file=sys.stderr)
-        self._client.set_tag(self._run_id, INCOMPLETE_TAG, f"without the {batch[0]['kind']}")
+        self._client.set_tag(self._run_id, INCOMPLETE_TAG, f"without the {entry['kind']}")
 
     def _end(self, entry: Mapping[str, Any]) -> None:
         """End the run, unless an attempt after this one has ended it, or it was over before."""
