@@ -200,7 +200,12 @@ def wait_for_states(project: Project, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)]
+    ("number", "status"),
+    [
+        (signal.SIGKILL, -9),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
 )
 def test_the_stage_goes_on_after_its_process_was_ended(
     prepared: Project, tmp_path: Path, number: signal.Signals, status: int
