@@ -313,8 +313,8 @@ def away_at_evaluate(world: World) -> None:
     world.sync()
 
 
-@with_server
-def away_while_the_training_is_killed_and_goes_on(world: World) -> None:
+def kill_while_away(world: World) -> None:
+    """Begin with a server, take it away, and kill the training after that."""
     world.server.start()
     train = world.train()
     train.wait_for_step(BEGINNING)
@@ -322,6 +322,11 @@ def away_while_the_training_is_killed_and_goes_on(world: World) -> None:
     train.wait_for_step(MIDDLE)
     train.process.kill()
     train.process.wait()
+
+
+@with_server
+def away_while_the_training_is_killed_and_goes_on(world: World) -> None:
+    kill_while_away(world)
     again = world.train()
     again.finish()
     assert "going on from step " in again.output
@@ -331,13 +336,7 @@ def away_while_the_training_is_killed_and_goes_on(world: World) -> None:
 
 @with_server
 def back_while_the_training_goes_on_again(world: World) -> None:
-    world.server.start()
-    train = world.train()
-    train.wait_for_step(BEGINNING)
-    world.server.kill()
-    train.wait_for_step(MIDDLE)
-    train.process.kill()
-    train.process.wait()
+    kill_while_away(world)
     world.server.start()
     again = world.train()
     again.finish()

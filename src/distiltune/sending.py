@@ -59,7 +59,8 @@ class Sender:
         self._client: Any = None
         self._run_id = ""
         self._experiment = ""
-        self._known: dict[tuple[str, int], dict[int, float]] = {}  # by name, step and time
+        self._names: set[str] = set()  # of the metrics that were there in the beginning
+        self._known: dict[str, dict[int, dict[int, float]]] = {}  # these by name, step and time
 
     def send(self) -> None:
         """Send all that there is.
@@ -115,9 +116,7 @@ class Sender:
         self.is_whole = run.data.tags.get(WEIGHTS_TAG) == self.header.weights
         if not self.is_deleted and run.data.tags.get(KEY_TAG) == self.header.key:
             self._describe(client, run)
-        for name in run.data.metrics:
-            for metric in client.get_metric_history(self._run_id, name):
-                self._known.setdefault((name, metric.step), {})[metric.timestamp] = metric.value
+        self._names = set(run.data.metrics)
         self.outbox.note_run(self._run_id)
         self._client = client
 
@@ -233,7 +232,13 @@ class Sender:
             self._client.log_batch(self._run_id, metrics=new[first : first + MAX_METRICS])
 
     def _is_known(self, name: str, step: int, moment: int, value: float) -> bool:
-        there = self._known.get((name, step))
+        if name not in self._known:
+            self._known[name] = {}
+            # Read when it is asked for: an evaluation has no use for the training's curves.
+            if name in self._names:
+                for metric in self._client.get_metric_history(self._run_id, name):
+                    self._known[name].setdefault(metric.step, {})[metric.timestamp] = metric.value
+        there = self._known[name].get(step)
         if there is None:
             return False
         if name.startswith("system/"):

@@ -24,7 +24,7 @@ def drop(x: torch.Tensor, probability: float, *, fast: bool = True) -> torch.Ten
         return x
     if not fast or x.device.type != "cpu":
         return functional.dropout(x, probability)
-    out: torch.Tensor = _Dropout.apply(x, probability)  # type: ignore[no-untyped-call]  # untyped
+    out: torch.Tensor = _Dropout.apply(x, probability)  # type: ignore[no-untyped-call]  # PyTorch gives it no types
     return out
 
 
