@@ -1,12 +1,12 @@
 """Samples CPU, memory, disk, network and GPU while a model is trained."""
 
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 
 from distiltune.location import import_mlflow
+from distiltune.runtime import warn
 
 Log = Callable[[Mapping[str, float | None], int], None]
 
@@ -53,7 +53,7 @@ class SystemMonitor(threading.Thread):
                 # A device that fails to answer once will do so the next time, or it will not.
                 except Exception as error:
                     if not has_warned:
-                        print(f"warning: system metrics: {error}", file=sys.stderr, flush=True)
+                        warn(f"system metrics: {error}")
                     has_warned = True
             named = {f"system/{name}": value for name, value in values.items()}
             self._log(named, round(time.time() - self._began))

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import sys
 import threading
 import time
 import uuid
@@ -17,6 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from distiltune.artifacts import write_json
+from distiltune.runtime import warn
 
 FOLDER = Path(".dvc") / "tmp" / "outbox"  # below the main checkout: git and DVC ignore it
 HEADER, ENTRIES, SENT, FILES, LOCK = "header.json", "entries.jsonl", "sent.json", "files", "lock"
@@ -204,7 +204,7 @@ class Outbox:
                 if entry["number"] > after:
                     found.append(entry)
             except (ValueError, TypeError, KeyError):
-                _warn(f"{file}: an entry is damaged, and left out")
+                warn(f"{file}: an entry is damaged, and left out")
         return found
 
     def _write(self) -> bool:
@@ -253,7 +253,7 @@ def left_behind(root: Path) -> Iterator[Outbox]:
             lock.release()
         except (ValueError, OSError) as error:
             aside = folder.with_name(f"{DAMAGED}{folder.name}")
-            _warn(f"{folder} cannot be read: {error}; what it held is now in {aside}")
+            warn(f"{folder} cannot be read: {error}; what it held is now in {aside}")
             with contextlib.suppress(OSError):
                 folder.rename(aside)
             lock.release()
@@ -283,7 +283,3 @@ def _copy(source: str | Path, target: str | Path) -> None:
             os.link(Path(source).resolve(), target)
             return
     shutil.copy(source, target)
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)

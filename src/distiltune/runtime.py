@@ -61,6 +61,11 @@ def run_stage(main: Callable[[], None]) -> None:
         sys.exit(1)
 
 
+def warn(text: str) -> None:
+    """Say what is wrong and does not end the work."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def _end(number: int, _: FrameType | None) -> None:
     sys.exit(128 + number)
 

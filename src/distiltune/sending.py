@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from distiltune.location import (
 )
 from distiltune.logged_model import log_model
 from distiltune.outbox import Outbox
+from distiltune.runtime import warn
 
 WEIGHTS_TAG, EXPERIMENT_TAG = "weights_sha256", "dvc_experiment"
 CHECKOUT_TAG = "checkout"
@@ -208,7 +208,7 @@ class Sender:
             self.is_deleted = True
             return
         what = f"{self.header.name}: the {entry['kind']}"
-        print(f"warning: MLflow does not take of {what}: {reason_of(error)}", file=sys.stderr)
+        warn(f"MLflow does not take of {what}: {reason_of(error)}")
         self._client.set_tag(self._run_id, INCOMPLETE_TAG, f"without the {entry['kind']}")
 
     def _end(self, entry: Mapping[str, Any]) -> None:

@@ -1,11 +1,11 @@
 """Sends what processes that are gone could not, for the next one or `distiltune sync`."""
 
-import sys
 from pathlib import Path
 
 from distiltune import InputError
 from distiltune.location import import_mlflow, store_name, use_store
 from distiltune.outbox import is_empty, left_behind
+from distiltune.runtime import warn
 from distiltune.sending import Sender, reason_of
 
 
@@ -79,7 +79,7 @@ def send_waiting(root: Path) -> None:
     """
     if not is_empty(root):
         for what, reason in send_left_behind(root)[1].items():
-            print(f"warning: MLflow does not have all of {what}: {reason}", file=sys.stderr)
+            warn(f"MLflow does not have all of {what}: {reason}")
 
 
 def _is_there(root: Path) -> bool:

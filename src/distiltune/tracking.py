@@ -24,6 +24,7 @@ from distiltune.location import checkout_id, store_name
 from distiltune.logged_model import model_requirements
 from distiltune.monitoring import SystemMonitor
 from distiltune.outbox import FOLDER, Header, Outbox
+from distiltune.runtime import warn
 from distiltune.sending import (
     CHECKOUT_TAG,
     EXPERIMENT_TAG,
@@ -130,7 +131,7 @@ class TrackedRun:
             )
             self._outbox = Outbox.new(self.root, header)
         except OSError as error:
-            _warn(f"nothing is logged to MLflow, since {self.root / FOLDER} cannot be written: "
+            warn(f"nothing is logged to MLflow, since {self.root / FOLDER} cannot be written: "
                   f"{error}; `dvc repro -f -s evaluate` logs it from the files later")  # fmt: skip
             return
         self._thread.start()
@@ -219,7 +220,7 @@ class TrackedRun:
             self._outbox.remove()
             return
         where = "is kept on disk" if is_on_disk else "was lost, since the disk takes no more"
-        _warn(f"MLflow: what it does not have {where}; `distiltune sync` sends what is kept, "
+        warn(f"MLflow: what it does not have {where}; `distiltune sync` sends what is kept, "
               "and so do the next train, evaluate, compare and sweep")  # fmt: skip
         self._outbox.release()
 
@@ -244,7 +245,7 @@ class TrackedRun:
     def _warn_of_disk(self, reason: str) -> None:
         if not self._has_warned_of_disk:
             self._has_warned_of_disk = True
-            _warn(f"{self.root / FOLDER} cannot be written: {reason}; what MLflow does not take "
+            warn(f"{self.root / FOLDER} cannot be written: {reason}; what MLflow does not take "
                   "before this stage ends is lost to it")  # fmt: skip
 
     def _send(self) -> None:
@@ -267,7 +268,7 @@ class TrackedRun:
             # Whatever a store, a server or a disk can do wrong must not end a training.
             except Exception as error:
                 if not is_away:
-                    _warn(f"MLflow at {store_name(self.root)}: {reason_of(error)}; the work goes "
+                    warn(f"MLflow at {store_name(self.root)}: {reason_of(error)}; the work goes "
                           "on, and what it does not take is kept on disk")  # fmt: skip
                 is_away = True
                 sender = Sender(self.root, outbox, is_live=True)
@@ -321,7 +322,3 @@ def version_tags() -> dict[str, str]:
     return {"python": platform.python_version()} | {
         name: importlib.metadata.version(name) for name in packages
     }
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)

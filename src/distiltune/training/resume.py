@@ -11,7 +11,6 @@ import json
 import os
 import random
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +26,7 @@ from safetensors.torch import save_file
 
 from distiltune.artifacts import sha256_of, write_json
 from distiltune.config import ResumeTable
+from distiltune.runtime import warn
 
 FOLDER = Path(".dvc") / "tmp" / "resume"  # below the main checkout: git and DVC ignore it
 RUN_FILE = "run.json"
@@ -68,7 +68,7 @@ class ResumePoints:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            _warn("the same training is under way in another process; this one keeps no states")
+            warn("the same training is under way in another process; this one keeps no states")
             self.is_enabled = False
             return
         with contextlib.suppress(FileNotFoundError, ValueError):
@@ -160,7 +160,7 @@ class ResumePoints:
             _sync_folder(self.folder)
         # A full disk, say, must not end the training.
         except (OSError, SafetensorError) as error:
-            _warn(f"no state saved at step {step}: {error}; the training goes on")
+            warn(f"no state saved at step {step}: {error}; the training goes on")
             return False
         for old in self._files()[NUM_KEPT:]:
             old.unlink(missing_ok=True)
@@ -173,7 +173,7 @@ class ResumePoints:
     def _read_newest(self) -> dict[str, Any] | None:
         for file in self._files():
             if not sha256_of(file).startswith(file.stem.rpartition("-")[2]):
-                _warn(f"{file}: damaged; taking the state before it")
+                warn(f"{file}: damaged; taking the state before it")
                 file.unlink()
                 continue
             with safe_open(file, framework="pt") as opened:
@@ -285,7 +285,3 @@ def _remove_old(folder: Path) -> None:
             age = MAX_AGE_OF_FINISHED_SECONDS if is_finished else MAX_AGE_SECONDS
             if now - max(times) > age:
                 shutil.rmtree(left, ignore_errors=True)
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
