@@ -15,7 +15,11 @@ import mlflow
 import pytest
 
 from benchmarks.outages import Server, free_port
+from distiltune.location import checkout_id, store_name
+from distiltune.outbox import Outbox
+from distiltune.sending import CHECKOUT_TAG
 from tests.conftest import Project, environment
+from tests.test_outages import entry, header
 
 NUM_EXPERIMENTS, NUM_WORKERS = 40, 4
 PATIENCE_SECONDS = 3000.0
@@ -67,6 +71,26 @@ def store_of(kind: str, project: Project, folder: Path) -> Iterator[str]:
             yield f"http://{HOSTS}:{server.port}"
         finally:
             server.kill()
+
+
+def test_many_first_looks_into_a_store_make_it_once(project: Project) -> None:
+    names = [f"first-{number}" for number in range(4)]
+    tags = {CHECKOUT_TAG: checkout_id(project.root)}
+    for name in names:
+        changes = {"key": name, "store": store_name(project.root), "tags": tags}
+        outbox = Outbox.new(project.root, header(name, **changes))
+        outbox.append(entry(1))
+        outbox.release()
+    command = [sys.executable, "-m", "distiltune.cli", "sync"]
+    processes = [
+        subprocess.Popen(command, cwd=project.root, env=environment({}), text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for _ in names
+    ]  # fmt: skip
+    outputs = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(names), outputs
+    runs = mlflow.MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}").search_runs(["1"])
+    assert sorted(run.info.run_name for run in runs) == names
 
 
 @pytest.mark.slow

@@ -16,32 +16,38 @@ from distiltune.artifacts import new_file
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
 
 
+def open_store(root: Path) -> Any:
+    """A client of the store, `MlflowClient`; our own is made by the first to open it."""
+    mlflow = import_mlflow()
+    with _alone(root):
+        return mlflow.MlflowClient(use_store(root))
+
+
 def experiment_id(root: Path, name: str) -> str:
     """The id of an MLflow experiment, which the first process that wants it makes."""
-    mlflow = import_mlflow()
-    with _making_the_store(root):
-        found = mlflow.get_experiment_by_name(name)
+    client = open_store(root)
+    with _alone(root):
+        found = client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
         is_ours = use_store(root) == _default_uri(root)
         location = (root / ARTIFACTS).as_uri() if is_ours else None
         # The UI opens such an experiment on its runs and models.
         tags = {"mlflow.experimentKind": "custom_model_development"}
-        return str(mlflow.create_experiment(name, location, tags))
+        return str(client.create_experiment(name, location, tags))
 
 
 def find_experiment(root: Path, name: str) -> str | None:
     """The id of an MLflow experiment if there is one; makes nothing."""
     if not has_store(root):
         return None
-    with _making_the_store(root):
-        found = import_mlflow().get_experiment_by_name(name)
+    found = open_store(root).get_experiment_by_name(name)
     return None if found is None else str(found.experiment_id)
 
 
 @contextlib.contextmanager
-def _making_the_store(root: Path) -> Iterator[None]:
-    """Alone with our own store, whose database the first look into it makes.
+def _alone(root: Path) -> Iterator[None]:
+    """Alone with our own store, while it or an experiment in it is made.
 
     Two processes that did so at once would each find half a database. A server is not
     waited for with the lock held: others may have another store.

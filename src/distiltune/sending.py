@@ -12,7 +12,7 @@ from distiltune.location import (
     experiment_id,
     hide_credentials,
     import_mlflow,
-    use_store,
+    open_store,
 )
 from distiltune.logged_model import log_model
 from distiltune.outbox import Outbox
@@ -96,7 +96,7 @@ class Sender:
             self._client.set_terminated(self._run_id, "KILLED", self.outbox.last_time())
 
     def _meet(self) -> None:
-        client = import_mlflow().MlflowClient(use_store(self.root))
+        client = open_store(self.root)
         self._experiment = experiment_id(self.root, self.header.experiment)
         run = self._noted(client) if self.outbox.run_id else None
         run = run or self._find(client)

@@ -14,7 +14,7 @@ from distiltune.location import (
     find_experiment,
     has_store,
     import_mlflow,
-    use_store,
+    open_store,
 )
 from distiltune.sending import CHECKOUT_TAG, EXPERIMENT_TAG, WEIGHTS_TAG
 
@@ -70,7 +70,7 @@ def find_runs(root: Path, experiment: str) -> list[StoredRun]:
     number = find_experiment(root, experiment)
     if number is None:
         return []
-    client = import_mlflow().MlflowClient(use_store(root))
+    client = open_store(root)
     found: list[Any] = []
     token = None
     while token is None or token:
@@ -103,7 +103,7 @@ def download_files(root: Path, run_id: str, paths: Iterable[str], folder: Path) 
     if not has_store(root):
         raise InputError(f"MLflow run {run_id}: there are no runs here yet")
     mlflow = import_mlflow()
-    client = mlflow.MlflowClient(use_store(root))
+    client = open_store(root)
     try:
         client.get_run(run_id)
     except mlflow.exceptions.MlflowException as error:
@@ -124,7 +124,7 @@ def parent_of_sweep(root: Path, experiment: str, sweep: str) -> str:
     for run in find_runs(root, experiment):
         if run.sweep == sweep and run.kind == "sweep":
             return run.run_id
-    client = import_mlflow().MlflowClient(use_store(root))
+    client = open_store(root)
     made = client.create_run(
         experiment_id(root, experiment),
         run_name=sweep,
@@ -136,7 +136,7 @@ def parent_of_sweep(root: Path, experiment: str, sweep: str) -> str:
 @_raises_input_error
 def adopt(root: Path, run: StoredRun, parent: str, sweep: str, kind: str) -> None:
     """Tag a run as a sweep's, and put it below that if it stands below none."""
-    client = import_mlflow().MlflowClient(use_store(root))
+    client = open_store(root)
     client.set_tag(run.run_id, f"{SWEEP_TAG}/{sweep}", kind)
     if run.parent is None:
         client.set_tag(run.run_id, PARENT_TAG, parent)
@@ -147,7 +147,7 @@ def adopt(root: Path, run: StoredRun, parent: str, sweep: str, kind: str) -> Non
 @_raises_input_error
 def write_members(root: Path, parent: str, kind: str, run_ids: Mapping[str, str]) -> None:
     """Note which runs a sweep consists of, by the experiments' names."""
-    client = import_mlflow().MlflowClient(use_store(root))
+    client = open_store(root)
     client.log_dict(parent, dict(run_ids), _members_file(kind))
 
 
@@ -155,7 +155,7 @@ def write_members(root: Path, parent: str, kind: str, run_ids: Mapping[str, str]
 def read_members(root: Path, parent: str, kind: str) -> list[str]:
     """The ids of a sweep's runs of a kind, `trial` or `search`."""
     mlflow = import_mlflow()
-    client = mlflow.MlflowClient(use_store(root))
+    client = open_store(root)
     if _members_file(kind) not in [f.path for f in client.list_artifacts(parent, "members")]:
         return []
     location = client.get_run(parent).info.artifact_uri
@@ -165,7 +165,7 @@ def read_members(root: Path, parent: str, kind: str) -> list[str]:
 @_raises_input_error
 def read_figures(root: Path, run_id: str) -> tuple[dict[str, str], dict[str, float]]:
     """A run's params and its last metrics."""
-    data = import_mlflow().MlflowClient(use_store(root)).get_run(run_id).data
+    data = open_store(root).get_run(run_id).data
     return dict(data.params), dict(data.metrics)
 
 
@@ -176,7 +176,7 @@ def _members_file(kind: str) -> str:
 @_raises_input_error
 def delete(root: Path, run_id: str) -> None:
     """Delete a run, as the UI does: MLflow can restore it."""
-    import_mlflow().MlflowClient(use_store(root)).delete_run(run_id)
+    open_store(root).delete_run(run_id)
 
 
 @_raises_input_error
@@ -184,7 +184,7 @@ def log_comparison(
     root: Path, parent: str, description: str, metrics: Mapping[str, float], files: Iterable[Path]
 ) -> None:
     """Log a comparison to a sweep's run; what an earlier one has left is replaced."""
-    client = import_mlflow().MlflowClient(use_store(root))
+    client = open_store(root)
     client.set_tag(parent, "mlflow.note.content", description)
     for name, value in metrics.items():
         client.log_metric(parent, name, value)
@@ -195,5 +195,5 @@ def log_comparison(
 @_raises_input_error
 def end(root: Path, parent: str, *, is_complete: bool) -> None:
     """End a sweep's run."""
-    client = import_mlflow().MlflowClient(use_store(root))
+    client = open_store(root)
     client.set_terminated(parent, "FINISHED" if is_complete else "FAILED")

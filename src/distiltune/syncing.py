@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from distiltune import InputError
-from distiltune.location import import_mlflow, store_name, use_store
+from distiltune.location import open_store, store_name
 from distiltune.outbox import is_empty, left_behind
 from distiltune.runtime import warn
 from distiltune.sending import Sender, reason_of
@@ -85,7 +85,7 @@ def send_waiting(root: Path) -> None:
 def _is_there(root: Path) -> bool:
     """Whether the store answers at all."""
     try:
-        import_mlflow().MlflowClient(use_store(root)).search_experiments(max_results=1)
+        open_store(root).search_experiments(max_results=1)
     # As above: this asks whether it fails.
     except Exception:
         return False
