@@ -63,6 +63,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        log = self.folder / "server.log"
         self._process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1",
              "--port", str(self.port), "--backend-store-uri", self.database,
@@ -70,15 +71,17 @@ class Server:
             cwd=self.folder, start_new_session=True,
             # Without the half-dozen processes for jobs that nobody gives it.
             env={**shell(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdout=log.open("ab"), stderr=subprocess.STDOUT,
         )  # fmt: skip
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
                 urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health").close()
                 return
+            if self._process.poll() is not None:
+                break
             time.sleep(0.2)
-        raise InputError("the MLflow server does not start")
+        raise InputError(f"the MLflow server does not start; {log} says why")
 
     def kill(self) -> None:
         """SIGKILL, to it and its workers."""

@@ -53,7 +53,7 @@ def postgres(folder: Path) -> Iterator[str]:
     run(*control, "-o", options, "-l", str(data / "log"), "start")
     try:
         run(str(binaries / "createdb"), "-h", HOSTS, "-p", str(port), "-U", "mlflow", "mlflow")
-        yield f"postgresql://mlflow@{HOSTS}:{port}/mlflow"
+        yield f"postgresql+psycopg2://mlflow@{HOSTS}:{port}/mlflow"
     finally:
         run(*control, "-m", "immediate", "stop")
 

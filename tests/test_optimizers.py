@@ -401,15 +401,8 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
-# Embeddings of rare words get gradients too small for the rate that all weights share: no rate
-# from 0.003 to 10 leaves chance here, with and without clipping; see benchmarks/LOG.md.
-STAYS_AT_CHANCE = pytest.mark.xfail(reason="SGD does not train `tiny`", strict=True)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[STAYS_AT_CHANCE] if n == "sgd" else []) for n in ROWS]
-)
+@pytest.mark.parametrize("name", ROWS)
 def test_each_committed_row_trains_tiny_above_85_percent(sample: Project, name: str) -> None:
     sample.change_params({"optimizer": name})
     sample.stage("train")
