@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -269,12 +270,18 @@ def test_another_setting_does_not_go_on_with_it(prepared: Project) -> None:
 def test_a_loss_that_is_no_number_names_its_step(prepared: Project) -> None:
     prepared.change_params({"resume": {"every_seconds": None, "every_steps": 1},
                             "optimizer": "sgd", "optimizers.sgd.max_gradient_norm": None,
+                            "optimizers.sgd.learning_rate": 1e-2,
                             "optimizers.sgd.warmup_share": None, "train.log_every_steps": 1000,
                             "models.tiny.training.learning_rate_multiplier": 1e9})  # fmt: skip
     result = prepared.stage("train", check=False)
     assert result.returncode == 1
-    assert result.stderr.startswith("error: the loss is nan at step ")
-    assert "(epoch 1, batch " in result.stderr and "learning rate 9e+06" in result.stderr
+    found = re.match(
+        r"error: the loss is nan at step (\d+) \(epoch 1, batch (\d+)\), learning rate (\S+);",
+        result.stderr,
+    )
+    assert found is not None and found[1] == found[2], result.stderr
+    # Of 20 steps; the rate falls in a line from 1e-2 times the multiplier.
+    assert float(found[3]) == pytest.approx(1e7 * (1 - (int(found[1]) - 1) / 20), rel=0.01)
     # Nobody should go on from there, nor find a model.
     assert not list((prepared.root / FOLDER).glob("*"))
     assert not (prepared.root / "data/model").exists()

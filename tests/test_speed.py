@@ -21,7 +21,7 @@ from distiltune.training import passes as passes_module
 from distiltune.training.graphs import RecordedPasses
 from distiltune.training.passes import Passes
 from tests.conftest import Project
-from tests.test_training import CPU, change, fit, new_model, read
+from tests.test_training import CPU, assert_same_weights, change, fit, new_model, read
 
 ONE_BATCH = [torch.arange(16)]
 
@@ -99,8 +99,7 @@ def test_each_switch_leaves_the_weights_what_they_are(
     fast, _ = fit(prepared, prepared_config)
     speed = dataclasses.replace(prepared_config.speed, **{switch: False})
     plain, _ = fit(prepared, dataclasses.replace(prepared_config, speed=speed))
-    for found, expected in zip(fast.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
+    assert_same_weights(fast, plain)
 
 
 def test_fused_and_plain_optimizers_take_the_same_steps(prepared_config: TrainConfig) -> None:

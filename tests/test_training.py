@@ -51,6 +51,17 @@ def change(config: TrainConfig, **train: Any) -> TrainConfig:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **train))
 
 
+def assert_same_weights(model: Any, expected: Any) -> None:
+    """Compare all weights but the keys' biases.
+
+    Such a bias adds the same to all scores of a query, which the softmax does not see: its
+    gradient is rounding alone, of which Adam makes whole steps.
+    """
+    for (name, weight), other in zip(model.named_parameters(), expected.parameters(), strict=True):
+        if not name.endswith("k_lin.bias"):
+            torch.testing.assert_close(weight, other, atol=2e-4, rtol=1e-3, msg=name)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
 def test_the_engine_computes_what_the_notebooks_loop_does(
     prepared: Project, optimizer: str
@@ -86,8 +97,7 @@ def test_the_engine_computes_what_the_notebooks_loop_does(
     assert [record.step for record in history.steps] == [5, 10, 15, 20]
     means = torch.tensor(losses).view(4, 5).mean(1).tolist()
     assert [record.loss for record in history.steps] == pytest.approx(means, abs=1e-5)
-    for (name, found), expected in zip(model.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3, msg=name)
+    assert_same_weights(model, plain)
 
 
 def test_the_same_seed_gives_the_same_weights_to_the_bit(prepared: Project) -> None:
@@ -105,8 +115,7 @@ def test_accumulated_batches_are_one_large_batch(prepared: Project) -> None:
     large, _ = fit(prepared, change(config, batch_size=16))
     small, history = fit(prepared, change(config, batch_size=4, gradient_accumulation_steps=4))
     assert history.epochs[-1].step == 20
-    for found, expected in zip(small.parameters(), large.parameters(), strict=True):
-        torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
+    assert_same_weights(small, large)
 
 
 def test_an_uneven_last_group_is_weighted_by_its_reviews(prepared: Project) -> None:
@@ -124,8 +133,7 @@ def test_padding_free_and_padded_training_agree(prepared: Project) -> None:
     packed, _ = fit(prepared)
     speed = dataclasses.replace(config.speed, padding_free=False)
     padded, _ = fit(prepared, dataclasses.replace(config, speed=speed))
-    for found, expected in zip(packed.parameters(), padded.parameters(), strict=True):
-        torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-3)
+    assert_same_weights(packed, padded)
 
 
 def test_clipping_bounds_the_update(prepared: Project) -> None:
