@@ -59,7 +59,7 @@ ui: setup  ## the MLflow UI, on http://127.0.0.1:5000 (PORT=... for another)
 	mlflow ui --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db" --host 127.0.0.1 --port $(PORT)
 
 # Much of a test's time is waiting for processes to start; waiting threads leave the cores to them.
-TESTS := OMP_WAIT_POLICY=PASSIVE pytest -n 3 --dist load --maxschedchunk 1
+TESTS := OMP_WAIT_POLICY=PASSIVE pytest -n 4 --dist load --maxschedchunk 1
 
 test: setup  ## the tests: minutes, no network
 	$(TESTS)

@@ -19,21 +19,14 @@ from distiltune.sending import CHECKOUT_TAG, KEY_TAG, WEIGHTS_TAG, Sender, reaso
 from distiltune.syncing import send_left_behind
 from distiltune.tracking import TrackedRun
 
-FAST = ("every_third_answer_is_lost",)
-
 
 @pytest.fixture(scope="module")
 def tokenized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare(tmp_path_factory.mktemp("outages") / "prepared", outages.SETTINGS)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
-        for name in (*outages.SERVER_CASES, *outages.SQLITE_CASES)
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*outages.SERVER_CASES, *outages.SQLITE_CASES])
 def test_nothing_is_lost_or_there_twice(name: str, tokenized: Path) -> None:
     mistakes, output = outages.run_case(name, tokenized)
     assert mistakes == [], output
