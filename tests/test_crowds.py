@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -28,18 +29,20 @@ HOSTS = "127.0.0.1"
 
 
 @contextlib.contextmanager
-def postgres(folder: Path) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """A PostgreSQL server of its own; its address for SQLAlchemy."""
-    # It refuses to be root's, so it is nobody's.
+    # It refuses to be root's, so it is nobody's, who may not enter pytest's folders.
+    is_root = os.getuid() == 0
     as_other = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
-    prefix = as_other if os.getuid() == 0 else []
-    data, port = folder / "postgres", free_port()
-    data.mkdir(mode=0o777)
-    for parent in (data, *data.parents):
-        if parent.stat().st_uid == os.getuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o005)
-    if prefix:
-        shutil.chown(data, "nobody", "nogroup")
+    prefix = as_other if is_root else []
+    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
+        if is_root:
+            shutil.chown(folder, "nobody", "nogroup")
+        yield from _serve(Path(folder), prefix)
+
+
+def _serve(data: Path, prefix: list[str]) -> Iterator[str]:
+    port = free_port()
 
     def run(*command: str) -> None:
         result = subprocess.run([*prefix, *command], capture_output=True, text=True, check=False,
@@ -64,7 +67,7 @@ def store_of(kind: str, project: Project, folder: Path) -> Iterator[str]:
     if kind == "SQLite":
         yield f"sqlite:///{project.root / 'mlflow.db'}"
         return
-    with postgres(folder) as database:
+    with postgres() as database:
         server = Server(folder, database)
         server.start()
         try:
