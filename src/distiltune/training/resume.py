@@ -59,7 +59,6 @@ class ResumePoints:
         self.found: dict[str, Any] | None = None
         self._last_save = time.monotonic()
         self._write: Future[bool] | None = None
-        self._copies: dict[str, torch.Tensor] = {}  # new memory would cost more than the copying
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="resume")
         if not self.is_enabled:
             return
@@ -121,9 +120,8 @@ class ResumePoints:
         if not self.is_enabled:
             return
         self.wait()
-        packer = _Packer(self._copies)
+        packer = _Packer()
         packed = json.dumps(packer.pack(state))
-        self._copies = packer.tensors
         self._write = self._writer.submit(self._save, step, packed, packer.tensors)
         self._last_save = time.monotonic()
 
@@ -223,10 +221,8 @@ def fingerprint_of(facts: Mapping[str, Any], pretrained: str | None) -> str:
 class _Packer:
     """Makes JSON of a state, and copies its tensors, each once."""
 
-    def __init__(self, used: Mapping[str, torch.Tensor]) -> None:
-        """Prepare; the memory of `used`, the copies of an earlier state, is used again."""
+    def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
-        self._used = used
         self._names: dict[tuple[Any, ...], str] = {}
 
     def pack(self, value: Any) -> Any:
@@ -236,10 +232,7 @@ class _Packer:
             place = (value.data_ptr(), value.dtype, value.shape, value.stride(), value.device)
             name = self._names.setdefault(place, str(len(self._names)))
             if name not in self.tensors:
-                copy = self._used.get(name)
-                if copy is None or (copy.shape, copy.dtype) != (value.shape, value.dtype):
-                    copy = torch.empty(value.shape, dtype=value.dtype)
-                self.tensors[name] = copy.copy_(value.detach())
+                self.tensors[name] = value.detach().to("cpu", copy=True).contiguous()
             return {"tensor": name}
         if isinstance(value, Mapping):
             return {"table": [[self.pack(k), self.pack(v)] for k, v in value.items()]}
