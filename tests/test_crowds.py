@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.outages import Server, free_port
 from distiltune.location import checkout_id, store_name
-from distiltune.outbox import Outbox
+from distiltune.outbox import Outbox, is_empty
 from distiltune.sending import CHECKOUT_TAG
 from tests.conftest import Project, environment
 from tests.test_outages import entry, header
@@ -94,6 +94,7 @@ def test_many_first_looks_into_a_store_make_it_once(project: Project) -> None:
     assert [process.returncode for process in processes] == [0] * len(names), outputs
     runs = mlflow.MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}").search_runs(["1"])
     assert sorted(run.info.run_name for run in runs) == names
+    assert is_empty(project.root)
 
 
 @pytest.mark.slow

@@ -1,10 +1,14 @@
 """MLflow goes, comes back, fails and lies: it has each entry once in the end."""
 
 import dataclasses
+import itertools
 import json
+import os
 import re
 import resource
 import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,16 @@ import pytest
 
 from benchmarks import outages
 from benchmarks.torture import prepare
-from distiltune import location
-from distiltune.outbox import ENTRIES, FOLDER, MIN_LINKED_BYTES, Header, Outbox, left_behind
+from distiltune import InputError, location, sending, store, tracking
+from distiltune.outbox import (
+    ENTRIES,
+    FOLDER,
+    MIN_LINKED_BYTES,
+    Header,
+    Outbox,
+    is_empty,
+    left_behind,
+)
 from distiltune.sending import CHECKOUT_TAG, KEY_TAG, WEIGHTS_TAG, Sender, reason_of
 from distiltune.syncing import send_left_behind
 from distiltune.tracking import TrackedRun
@@ -289,6 +301,92 @@ def test_a_stage_that_fails_ends_its_run(root: Path, monkeypatch: pytest.MonkeyP
             raise error
         assert runs(root)[-1].info.status == status
     assert left(root) == []
+
+
+class Lossy:
+    """A client of which every seventh answer is lost: MLflow has done what was asked."""
+
+    def __init__(self, client: Any, counter: Iterator[int]) -> None:
+        self._client, self._counter = client, counter
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            answer = method(*args, **kwargs)
+            if next(self._counter) % 7 == 0:
+                raise ConnectionError("the answer was lost")
+            return answer
+
+        return call
+
+
+def test_lost_answers_double_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = itertools.count(1)
+    monkeypatch.setattr(sending, "open_store", lambda r: Lossy(location.open_store(r), counter))
+    entries = [*map(entry, range(1, 1501)), {"kind": "tags", "tags": {"a": "b"}}, end(9000)]
+    written(root, "x", entries)
+    tries = 0
+    while send_left_behind(root)[1]:
+        tries += 1
+        assert tries < 20
+    (run,) = runs(root)
+    assert tries > 1 and (run.info.status, run.data.tags["a"]) == ("FINISHED", "b")
+    assert steps(root, run) == list(range(1, 1501))
+
+
+def test_an_outbox_that_its_lock_made_anew_is_removed(tmp_path: Path) -> None:
+    debris = tmp_path / FOLDER / "0001-x"
+    making, old = (tmp_path / FOLDER / f".half-000{number}-x" for number in (2, 3))
+    for folder in (debris, making, old):
+        folder.mkdir(parents=True)
+        (folder / "lock").touch()
+    os.utime(old, (0, 0))
+    assert left(tmp_path) == [] and is_empty(tmp_path)
+    assert making.exists() and not debris.exists() and not old.exists()
+
+
+def test_who_is_killed_keeps_what_is_being_sent(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_at_it, may_go_on = threading.Event(), threading.Event()
+
+    def send(self: Sender) -> None:
+        is_at_it.set()
+        may_go_on.wait(30)
+
+    monkeypatch.setattr(Sender, "send", send)
+    monkeypatch.setattr(tracking, "KILLED_WAIT_SECONDS", 0.1)
+    facts = {"name": "x", "params": {}, "tags": {}, "dataset": "sample", "dataset_digest": "0" * 64}
+    with pytest.raises(KeyboardInterrupt), TrackedRun(root, "distiltune") as tracked:
+        tracked.find("b" * 64, facts)
+        assert is_at_it.wait(30)
+        raise KeyboardInterrupt
+    assert left(root) == [] and not is_empty(root)
+    may_go_on.set()
+
+
+def test_an_experiment_that_another_has_just_made_is_taken(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = mlflow.MlflowClient.get_experiment_by_name
+    answers: list[Any] = [None]
+    monkeypatch.setattr(
+        mlflow.MlflowClient,
+        "get_experiment_by_name",
+        lambda self, name: answers.pop() if answers else find(self, name),
+    )
+    assert location.experiment_id(root, "distiltune") == "1" and not answers
+
+
+def test_a_store_that_is_away_is_named_without_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(InputError, match=r"MLflow at http://127\.0\.0\.1:1 ") as raised:
+        store.find_runs(tmp_path, "distiltune")
+    assert "secret" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def open_store(root: Path) -> Any:
 
 def experiment_id(root: Path, name: str) -> str:
     """The id of an MLflow experiment, which the first process that wants it makes."""
-    client = open_store(root)
+    client, mlflow = open_store(root), import_mlflow()
     with _alone(root):
         found = client.get_experiment_by_name(name)
         if found is not None:
@@ -34,7 +34,13 @@ def experiment_id(root: Path, name: str) -> str:
         location = (root / ARTIFACTS).as_uri() if is_ours else None
         # The UI opens such an experiment on its runs and models.
         tags = {"mlflow.experimentKind": "custom_model_development"}
-        return str(client.create_experiment(name, location, tags))
+        try:
+            return str(client.create_experiment(name, location, tags))
+        except mlflow.exceptions.MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            # On a server another process, which no lock of ours stops, was a moment faster.
+            return str(client.get_experiment_by_name(name).experiment_id)
 
 
 def find_experiment(root: Path, name: str) -> str | None:

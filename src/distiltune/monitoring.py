@@ -1,6 +1,5 @@
 """Samples CPU, memory, disk, network and GPU while a model is trained."""
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -33,16 +32,23 @@ class SystemMonitor(threading.Thread):
     def run(self) -> None:
         import_mlflow()
         from mlflow.environment_variables import MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL
+        from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
         from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
         from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
         from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
         from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-        monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-        with contextlib.suppress(ImportError, RuntimeError):  # there is no NVIDIA GPU
-            monitors.append(GPUMonitor())
-        interval = float(MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get())
+        monitors: list[BaseMetricsMonitor] = []
         has_warned = False
+        for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
+            try:
+                monitors.append(kind())
+            except (ImportError, RuntimeError):  # there is no NVIDIA GPU
+                continue
+            # A container without a network, say, has the others all the same.
+            except Exception as error:
+                warn(f"system metrics: {kind.__name__}: {error}")
+        interval = float(MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get())
         while not self._stopped.wait(interval):
             values: dict[str, float | None] = {}
             for monitor in monitors:

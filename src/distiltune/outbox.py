@@ -22,6 +22,7 @@ FOLDER = Path(".dvc") / "tmp" / "outbox"  # below the main checkout: git and DVC
 HEADER, ENTRIES, SENT, FILES, LOCK = "header.json", "entries.jsonl", "sent.json", "files", "lock"
 # Hidden folders: of the locks by key, of what is half made or half removed, of what is damaged.
 LOCKS, HALF, DAMAGED = ".locks", ".half-", ".damaged-"
+HALF_SECONDS = 60.0  # after this nobody is at it
 # Larger ones are linked instead of copied. What people edit in place is smaller.
 MIN_LINKED_BYTES = 1 << 20
 
@@ -180,10 +181,7 @@ class Outbox:
 
     def remove(self) -> None:
         """All of it was sent, or nobody wants it."""
-        gone = self.folder.with_name(f"{HALF}{self.folder.name}")
-        with contextlib.suppress(OSError):  # then it is sent once more, which changes nothing
-            self.folder.rename(gone)  # at once, so that nobody finds a part of it
-            shutil.rmtree(gone, ignore_errors=True)
+        _remove(self.folder)
         self.release()
 
     def release(self) -> None:
@@ -237,7 +235,8 @@ def left_behind(root: Path) -> Iterator[Outbox]:
         root: the main checkout.
     """
     for half in (root / FOLDER).glob(f"{HALF}*"):
-        if (lock := _locked(half)) is not None:
+        # One that is being made is locked a moment later.
+        if _age_seconds(half) > HALF_SECONDS and (lock := _locked(half)) is not None:
             shutil.rmtree(half, ignore_errors=True)
             lock.release()
     for folder in sorted((root / FOLDER).glob("[!.]*")):
@@ -249,7 +248,8 @@ def left_behind(root: Path) -> Iterator[Outbox]:
             found.sending.acquire(timeout=0)
         except Timeout:  # an attempt after it is under way, which will send it
             lock.release()
-        except FileNotFoundError:  # another process has sent and removed it meanwhile
+        except FileNotFoundError:  # another process has removed it, and the lock made it anew
+            _remove(folder)
             lock.release()
         except (ValueError, OSError) as error:
             aside = folder.with_name(f"{DAMAGED}{folder.name}")
@@ -274,6 +274,20 @@ def _locked(folder: Path) -> FileLock | None:
     except (Timeout, OSError):  # in use; or just removed by another process
         return None
     return lock
+
+
+def _remove(folder: Path) -> None:
+    gone = folder.with_name(f"{HALF}{folder.name}")
+    with contextlib.suppress(OSError):  # then it is sent once more, which changes nothing
+        folder.rename(gone)  # at once, so that nobody finds a part of it
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _age_seconds(folder: Path) -> float:
+    try:
+        return time.time() - folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _copy(source: str | Path, target: str | Path) -> None:

@@ -15,11 +15,11 @@ from distiltune.location import (
     has_store,
     import_mlflow,
     open_store,
+    without_credentials,
 )
-from distiltune.sending import CHECKOUT_TAG, EXPERIMENT_TAG, WEIGHTS_TAG
+from distiltune.sending import CHECKOUT_TAG, EXPERIMENT_TAG, WEIGHTS_TAG, reason_of
 
 SWEEP_TAG, KIND_TAG, PARENT_TAG = "sweep", "kind", "mlflow.parentRunId"
-MAX_REASON = 200  # characters of MLflow's own message
 P = ParamSpec("P")
 R = TypeVar("R")
 # Finished and evaluated: `evaluate` is the last to log.
@@ -51,10 +51,9 @@ def _raises_input_error(method: Callable[P, R]) -> Callable[P, R]:
         try:
             return method(*args, **kwargs)
         except (mlflow.exceptions.MlflowException, OSError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             server = os.environ.get("MLFLOW_TRACKING_URI")
-            where = f" at {server} (MLFLOW_TRACKING_URI)" if server else ""
-            raise InputError(f"MLflow{where}: {reason[:MAX_REASON]}") from None
+            where = f" at {without_credentials(server)} (MLFLOW_TRACKING_URI)" if server else ""
+            raise InputError(f"MLflow{where}: {reason_of(error)}") from None
 
     return guarded
 

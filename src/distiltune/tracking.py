@@ -216,13 +216,15 @@ class TrackedRun:
             self._outbox.changed.notify_all()
         # Who asks a process to end does not wait long.
         self._thread.join(KILLED_WAIT_SECONDS if status == "KILLED" else None)
-        if not self._outbox.entries:
+        is_sending = self._thread.is_alive()
+        if not self._outbox.entries and not is_sending:
             self._outbox.remove()
             return
         where = "is kept on disk" if is_on_disk else "was lost, since the disk takes no more"
         warn(f"MLflow: what it does not have {where}; `distiltune sync` sends what is kept, "
               "and so do the next train, evaluate, compare and sweep")  # fmt: skip
-        self._outbox.release()
+        if not is_sending:  # else it is this process's until that is gone
+            self._outbox.release()
 
     def _append_files(self, entry: dict[str, Any], files: list[Path]) -> None:
         if self._outbox is None:
