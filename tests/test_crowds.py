@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import mlflow
 import pytest
 
 from benchmarks.outages import Server, free_port
-from distiltune.location import checkout_id, store_name
+from distiltune.location import DATABASE, checkout_id, store_name
 from distiltune.outbox import Outbox, is_empty
 from distiltune.sending import CHECKOUT_TAG
 from tests.conftest import Project, environment
@@ -95,6 +96,24 @@ def test_many_first_looks_into_a_store_make_it_once(project: Project) -> None:
     runs = mlflow.MlflowClient(f"sqlite:///{project.root / 'mlflow.db'}").search_runs(["1"])
     assert sorted(run.info.run_name for run in runs) == names
     assert is_empty(project.root)
+
+
+def test_a_store_whose_making_was_cut_off_is_made_anew(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from distiltune.location import open_store\n"
+    code += "open_store(Path(sys.argv[1]))"
+    process = subprocess.Popen([sys.executable, "-c", code, tmp_path], env=environment({}))
+    deadline = time.monotonic() + 60
+    while sum(file.stat().st_size for file in tmp_path.rglob(DATABASE)) < 100_000:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    result = subprocess.run(
+        [sys.executable, "-c", code, tmp_path], env=environment({}), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".dvc"] == [DATABASE]
 
 
 @pytest.mark.slow

@@ -211,7 +211,7 @@ def test_training_goes_on_without_mlflow_and_the_run_is_written_later(prepared: 
     assert run.data.tags["restored"] and run.info.status == "FINISHED"
     assert "test/accuracy" in run.data.metrics
     assert run.data.metrics["train/loss"] > 0
-    for env, words in (({}, "waits for http://127.0.0.1:1: set MLFLOW_TRACKING_URI"),
+    for env, words in (({}, "waits for http://127.0.0.1:1, which MLFLOW_TRACKING_URI has to name"),
                        (offline, "tiny-adam-123 (")):  # fmt: skip
         command = (sys.executable, "-m", "distiltune.cli", "sync")
         result = prepared.run(*command, check=False, env=env)

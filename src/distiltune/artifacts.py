@@ -32,7 +32,7 @@ ROWS_PER_GROUP = 4096
 # By default pyarrow reads the whole file ahead, and keeps it. Without a buffer's size it reads
 # a row group's column at once, which in a user's file may be all of it.
 STREAMING = {"pre_buffer": False, "buffer_size": 1 << 16, "page_checksum_verification": True}
-WAY_OUT = "`dvc checkout` restores it, or `dvc repro` makes it again"
+WAY_OUT = "`dvc checkout --force` restores it, or `dvc repro` makes it again"
 # In a token file: the sha256 of ids, offsets, labels and the rest of the metadata, in this order.
 DIGEST_KEY = "sha256"
 # Beside a model's weights: what it was trained with and on, and how it reads a text.

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,16 @@ def open_store(root: Path) -> Any:
     """A client of the store, `MlflowClient`; our own is made by the first to open it."""
     mlflow = import_mlflow()
     with _alone(root):
-        return mlflow.MlflowClient(use_store(root))
+        uri = use_store(root)
+        if uri == _default_uri(root) and not (root / DATABASE).exists():
+            # Aside: one whose making is cut off between two of its tables never opens again.
+            folder = root / ".dvc" / "tmp" / "store"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            mlflow.MlflowClient(f"sqlite:///{folder / DATABASE}").search_experiments(max_results=1)
+            (folder / DATABASE).replace(root / DATABASE)
+            folder.rmdir()
+        return mlflow.MlflowClient(uri)
 
 
 def experiment_id(root: Path, name: str) -> str:

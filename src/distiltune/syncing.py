@@ -27,7 +27,7 @@ def send_left_behind(root: Path, *, discard: bool = False) -> tuple[list[str], d
     for outbox in left_behind(root):
         what, store = f"{outbox.header.name} ({outbox.folder.name})", outbox.header.store
         if store != here:
-            left[what] = f"waits for {store}: set MLFLOW_TRACKING_URI"
+            left[what] = f"waits for {store}, which MLFLOW_TRACKING_URI has to name"
         elif failure is not None:
             left[what] = failure
         else:
@@ -65,7 +65,9 @@ def synchronize(root: Path, *, discard: bool) -> None:
         print(f"{what}: discarded")
     if left and not discard:
         lines = [f"{what}: {reason}" for what, reason in left.items()]
-        lines.append("it is kept; the same command sends it later, and --discard gives it up")
+        lines.append(
+            "it is kept; the same command sends it when its store is there, and --discard gives it up"
+        )
         raise InputError("\n".join(lines))
     if not sent and not left:
         print("nothing is left to be sent")
