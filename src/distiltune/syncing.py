@@ -65,9 +65,8 @@ def synchronize(root: Path, *, discard: bool) -> None:
         print(f"{what}: discarded")
     if left and not discard:
         lines = [f"{what}: {reason}" for what, reason in left.items()]
-        lines.append(
-            "it is kept; the same command sends it when its store is there, and --discard gives it up"
-        )
+        lines.append("it is kept; the same command sends it to a store that is there, "
+                     "and --discard gives it up")  # fmt: skip
         raise InputError("\n".join(lines))
     if not sent and not left:
         print("nothing is left to be sent")
