@@ -309,7 +309,9 @@ def test_an_experiment_goes_on_after_all_was_killed(project: Project, kind: list
         process = subprocess.Popen(command, cwd=project.root, env=environment({}))
         if kind == ["--queue"]:
             assert process.wait() == 0
-            project.dvc("queue", "start")
+            # Not captured: the worker would keep the pipe, and this wait for its end.
+            starting = [sys.executable, "-m", "dvc", "queue", "start"]
+            subprocess.run(starting, cwd=project.root, env=environment({}), check=True)
         return process
 
     process = run()
