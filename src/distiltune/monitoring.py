@@ -43,11 +43,11 @@ class SystemMonitor(threading.Thread):
         for kind in (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor):
             try:
                 monitors.append(kind())
-            except (ImportError, RuntimeError):  # there is no NVIDIA GPU
-                continue
             # A container without a network, say, has the others all the same.
             except Exception as error:
-                warn(f"system metrics: {kind.__name__}: {error}")
+                has_no_gpu = kind is GPUMonitor and isinstance(error, ImportError | RuntimeError)
+                if not has_no_gpu:
+                    warn(f"system metrics: {kind.__name__}: {error}")
         interval = float(MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get())
         while not self._stopped.wait(interval):
             values: dict[str, float | None] = {}

@@ -1,7 +1,7 @@
 """Training states on disk ("checkpoints" elsewhere), from which an ended training goes on.
 
 A state is one safetensors file: its tensors, and the rest as JSON in the metadata. Its name
-ends with its own CRC-32, so a damaged one shows (a sha256 would take as long as the writing);
+ends with its own CRC-32, so a damaged one shows (a sha256 would take longer than the writing);
 it is written aside, synced and renamed, by a thread of its own.
 """
 
@@ -12,7 +12,7 @@ import os
 import random
 import shutil
 import time
-import zlib
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 
 from distiltune.artifacts import write_json
 from distiltune.config import ResumeTable
 from distiltune.runtime import warn
+from distiltune.training.statefile import checksum_of, write_state_file
 
 FOLDER = Path(".dvc") / "tmp" / "resume"  # below the main checkout: git and DVC ignore it
 RUN_FILE = "run.json"
@@ -59,6 +59,7 @@ class ResumePoints:
         self.is_enabled = table.every_seconds is not None or table.every_steps is not None
         self.found: dict[str, Any] | None = None
         self._last_save = time.monotonic()
+        self._copies: list[torch.Tensor] = []
         self._write: Future[bool] | None = None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="resume")
         if not self.is_enabled:
@@ -121,8 +122,9 @@ class ResumePoints:
         if not self.is_enabled:
             return
         self.wait()
-        packer = _Packer()
+        packer = _Packer(self._copies)
         packed = json.dumps(packer.pack(state))
+        self._copies = list(packer.tensors.values())
         self._write = self._writer.submit(self._save, step, packed, packer.tensors)
         self._last_save = time.monotonic()
 
@@ -133,6 +135,7 @@ class ResumePoints:
     def finish(self, metrics: Path) -> None:
         """The stage has succeeded. Without DVC that is all; with it, wait for its record."""
         self.wait()
+        self._copies.clear()
         if "DVC_ROOT" in os.environ:
             self._write_run(metrics)
         else:
@@ -153,14 +156,12 @@ class ResumePoints:
         number = max((int(file.name[:6]) for file in self._files()), default=0) + 1
         partial = self.folder / ".partial"
         try:
-            save_file(tensors, partial, {"state": packed})
-            with partial.open("rb") as written:
-                os.fsync(written.fileno())
-            name = f"{number:06d}-step-{step}-{_checksum(partial)}.safetensors"
+            checksum = write_state_file(partial, tensors, {"state": packed})
+            name = f"{number:06d}-step-{step}-{checksum}.safetensors"
             partial.rename(self.folder / name)
             _sync_folder(self.folder)
         # A full disk, say, must not end the training.
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             warn(f"no state saved at step {step}: {error}; the training goes on")
             return False
         for old in self._files()[NUM_KEPT:]:
@@ -173,7 +174,7 @@ class ResumePoints:
 
     def _read_newest(self) -> dict[str, Any] | None:
         for file in self._files():
-            if _checksum(file) != file.stem.rpartition("-")[2]:
+            if checksum_of(file) != file.stem.rpartition("-")[2]:
                 warn(f"{file}: damaged; taking the state before it")
                 file.unlink()
                 continue
@@ -220,11 +221,17 @@ def fingerprint_of(facts: Mapping[str, Any], pretrained: str | None) -> str:
 
 
 class _Packer:
-    """Makes JSON of a state, and copies its tensors, each once."""
+    """Makes JSON of a state, and copies its tensors, each once.
 
-    def __init__(self) -> None:
+    It copies into the copies before, as new memory takes longer than the copying.
+    """
+
+    def __init__(self, copies: list[torch.Tensor]) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
         self._names: dict[tuple[Any, ...], str] = {}
+        self._free = defaultdict[tuple[torch.dtype, torch.Size], list[torch.Tensor]](list)
+        for copy in copies:
+            self._free[copy.dtype, copy.shape].append(copy)
 
     def pack(self, value: Any) -> Any:
         """What JSON has no word for becomes a table with one key."""
@@ -233,7 +240,9 @@ class _Packer:
             place = (value.data_ptr(), value.dtype, value.shape, value.stride(), value.device)
             name = self._names.setdefault(place, str(len(self._names)))
             if name not in self.tensors:
-                self.tensors[name] = value.detach().to("cpu", copy=True).contiguous()
+                fitting = self._free[value.dtype, value.shape]
+                copy = fitting.pop() if fitting else torch.empty(value.shape, dtype=value.dtype)
+                self.tensors[name] = copy.copy_(value.detach())
             return {"tensor": name}
         if isinstance(value, Mapping):
             return {"table": [[self.pack(k), self.pack(v)] for k, v in value.items()]}
@@ -255,14 +264,6 @@ def _unpack(value: Any, get_tensor: Callable[[str], torch.Tensor]) -> Any:
         return {_unpack(k, get_tensor): _unpack(v, get_tensor) for k, v in content}
     items = [_unpack(item, get_tensor) for item in content]
     return items if kind == "list" else tuple(items)
-
-
-def _checksum(file: Path) -> str:
-    value, buffer = 0, bytearray(1 << 20)
-    with file.open("rb", buffering=0) as opened:
-        while size := opened.readinto(buffer):
-            value = zlib.crc32(memoryview(buffer)[:size], value)
-    return f"{value:08x}"
 
 
 def _sync_folder(folder: Path) -> None:
