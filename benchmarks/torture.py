@@ -35,6 +35,7 @@ from distiltune import InputError
 from distiltune.artifacts import read_json, write_json
 from distiltune.config import load_params
 from distiltune.runtime import choose_runtime, run_stage
+from distiltune.training.resume import FOLDER
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = {"dataset": "sample", "model": "tiny", "train.epochs": 2, "resume.every_seconds": 0.3}
@@ -51,11 +52,12 @@ TIMES = ("seconds", "started", "ended", "peak_memory", "per_second")
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
-    """One kill: in which copy, how long after the stage's start, and where it went on from."""
+    """One kill: in which copy, how long after the stage's start, and what it left to go on from."""
 
     round: int
     seconds: float
-    went_on_from: int  # step; 0 is the beginning
+    saved_step: int  # of the newest state; 0 if there is none
+    cut_a_state: bool  # the next one was being written
 
 
 def main() -> None:
@@ -191,25 +193,39 @@ def torture(
     kills: list[Kill] = []
     process, log = start(project, use_queue)
     began: float | None = None
-    pid, moment, deadline = None, 0.0, time.monotonic() + PATIENCE_SECONDS
+    pid, moment, began_at, deadline = None, 0.0, 0.0, time.monotonic() + PATIENCE_SECONDS
     while True:
         if time.monotonic() > deadline:
             raise InputError(f"round {number} does not come to an end; see {log}")
         stage = train_process(project)
         if stage is not None and stage.pid != pid:
             pid, began, moment = stage.pid, time.monotonic(), moments.uniform(0.5, duration)
+            began_at = time.time()
         if stage is not None and began is not None and len(kills) < max_kills:
             if time.monotonic() - began >= moment:
                 stage.send_signal(signal.SIGKILL)
-                said = log.read_text(errors="replace").rpartition("going on from step ")
-                went_on = int(said[2].split()[0]) if said[1] else 0
-                kills.append(Kill(round=number, seconds=round(moment, 2), went_on_from=went_on))
+                stage.wait()
+                step, is_cut = what_is_left(project, began_at)
+                kills.append(
+                    Kill(
+                        round=number, seconds=round(moment, 2), saved_step=step, cut_a_state=is_cut
+                    )
+                )
                 began = None
         if process.poll() is not None:
             if process.returncode == 0:
                 return kills
             process, log = start(project, use_queue)
         time.sleep(0.02)
+
+
+def what_is_left(project: Path, began_at: float) -> tuple[int, bool]:
+    """After a kill: the newest state's step, and whether the stage was writing another."""
+    folder = project / FOLDER
+    names = sorted(file.name for file in folder.glob("*/*-step-*.safetensors"))
+    step = int(names[-1].split("-")[2]) if names else 0
+    partial = [file.stat().st_mtime for file in folder.glob("*/.partial")]
+    return step, any(changed >= began_at for changed in partial)
 
 
 def train_process(project: Path) -> psutil.Process | None:
@@ -253,7 +269,7 @@ def results(project: Path) -> dict[str, Any]:
             for key, step, value in metrics
             if not any(word in key for word in TIMES)
         },
-        "left": [path.name for path in (project / ".dvc/tmp/resume").glob("*")],
+        "left": [path.name for path in (project / FOLDER).glob("*")],
         "summary": without_times(read_json(summary)) if summary.exists() else None,
     }
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from benchmarks import cases, full_run, inputs, step_profile, throughput
+from benchmarks import cases, full_run, inputs, saving, step_profile, throughput
 from benchmarks.report import print_table, record_folder, write_plot
 from distiltune.artifacts import TokenWriter
 from distiltune.batching import epoch_order, random_batches
@@ -34,6 +34,16 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     monkeypatch.setattr(inputs, "new_distilbert", new_distilbert)
+
+
+def test_each_save_of_a_state_is_timed(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "SECONDS_OF_WORK", 0.1)
+    saves = saving.measure(3, CPU)
+    assert len(saves) == 3
+    for save in saves:
+        assert 0 < save["copy_seconds"] <= save["lost_seconds"]
+        assert save["write_seconds"] > 0
+        assert 0 < save["rate"] <= 1
 
 
 def test_made_up_reviews_are_as_long_as_imdbs() -> None:
