@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from distiltune.optimizers import build_optimizer
 from distiltune.runtime import Runtime, choose_runtime, run_stage
 from distiltune.training.resume import ResumePoints
 
-SECONDS_OF_WORK = 3.0
+SECONDS = 3.0  # of work alone
 
 
 def measure(num_saves: int, runtime: Runtime) -> list[dict[str, float]]:
@@ -53,12 +54,11 @@ def measure(num_saves: int, runtime: Runtime) -> list[dict[str, float]]:
             Path(folder), "0" * 64, ResumeTable(every_seconds=1e-6, every_steps=None)
         )
         for step in range(1, num_saves + 1):
-            end = time.perf_counter() + SECONDS_OF_WORK
-            alone = products_per_second(matrix, lambda end=end: time.perf_counter() >= end)
+            alone = products_per_second(matrix, partial(is_past, time.perf_counter() + SECONDS))
             began = time.perf_counter()
             points.save(step, {"model": model.state_dict(), "optimizer": optimizer.state_dict()})
             copied = time.perf_counter()
-            meanwhile = products_per_second(matrix, lambda step=step: points.is_due(step))
+            meanwhile = products_per_second(matrix, partial(points.is_due, step))
             write = time.perf_counter() - copied
             rate = min(1.0, meanwhile / alone)
             saves.append(
@@ -71,6 +71,10 @@ def measure(num_saves: int, runtime: Runtime) -> list[dict[str, float]]:
             )
         points.remove()
     return saves
+
+
+def is_past(moment: float) -> bool:
+    return time.perf_counter() >= moment
 
 
 def products_per_second(matrix: torch.Tensor, is_over: Callable[[], bool]) -> float:

@@ -37,7 +37,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_each_save_of_a_state_is_timed(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "SECONDS_OF_WORK", 0.1)
+    monkeypatch.setattr(saving, "SECONDS", 0.1)
     saves = saving.measure(3, CPU)
     assert len(saves) == 3
     for save in saves:
