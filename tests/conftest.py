@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from distiltune import location
+
 ROOT = Path(__file__).resolve().parent.parent
 IMDB = ROOT.parent / "shared" / "data" / "imdb" / "aclImdb_labelled.tar.gz"
 IMDB_SHA256 = "d86838d6cdb5b8f628a1fb74bd5a488a3ceeb87c558fe95ab8d85de41f04ccb7"
@@ -148,3 +150,21 @@ def prepared(_tokenized: Project, tmp_path: Path) -> Project:
     """A small project whose data is tokenized already."""
     shutil.copytree(_tokenized.root, tmp_path / "project")
     return Project(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that MLflow has made, which takes it seconds."""
+    root = tmp_path_factory.mktemp("store")
+    location.experiment_id(root, "distiltune")
+    return root / location.DATABASE
+
+
+@pytest.fixture
+def root(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a store, which `MLFLOW_TRACKING_URI` names."""
+    # MLflow notes in the environment which store it was told.
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(empty_store, tmp_path / location.DATABASE)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / location.DATABASE}")
+    return tmp_path

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,23 +144,6 @@ def test_what_a_full_disk_does_not_take_is_written_when_it_does(tmp_path: Path) 
     assert outbox.append(entry(4))
     lines = (outbox.folder / ENTRIES).read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database that MLflow has made, which takes it seconds."""
-    root = tmp_path_factory.mktemp("store")
-    location.experiment_id(root, "distiltune")
-    return root / location.DATABASE
-
-
-@pytest.fixture
-def root(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    # MLflow notes in the environment which store it was told.
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copy(empty_store, tmp_path / location.DATABASE)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / location.DATABASE}")
-    return tmp_path
 
 
 def written(root: Path, name: str, entries: list[dict[str, Any]], **changes: Any) -> Outbox:

@@ -28,7 +28,7 @@ LAYERS = (
     {"distiltune"},
     {"artifacts", "config", "runtime"},
     {"location"},
-    {"logged_model", "monitoring", "outbox"},
+    {"logged_model", "monitoring", "outbox", "registry"},
     {"sending"},
     {"syncing"},
     {"fetching", "store", "tracking"},

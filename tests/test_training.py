@@ -305,7 +305,7 @@ def test_training_on_cuda_follows_the_cpu(
 
 def test_the_history_is_written_as_tables(prepared: Project, tmp_path: Path) -> None:
     _, history = fit(prepared)
-    history.write(tmp_path)
+    history.write(tmp_path, [0] * len(history.kept_predictions))
     steps, epochs = read_metrics(tmp_path)
     assert [step["loss"] for step in steps] == [record.loss for record in history.steps]
     assert epochs[1]["validation_accuracy"] == history.epochs[1].validation_accuracy

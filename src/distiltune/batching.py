@@ -31,6 +31,7 @@ class Tokens:
     info: DatasetInfo
     max_length: int
     truncation: str
+    reviews_sha256: str = ""  # of the texts and labels that it was made of
 
     @property
     def num_reviews(self) -> int:
@@ -87,6 +88,7 @@ def read_tokens(path: Path) -> Tokens:
             info=info,
             max_length=int(metadata["max_length"]),
             truncation=metadata["truncation"],
+            reviews_sha256=metadata["reviews_sha256"],
         )
     except FileNotFoundError:
         raise InputError(f"{path}: No such file; {WAY_OUT}") from None

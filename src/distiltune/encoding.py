@@ -1,5 +1,6 @@
 """Turns reviews into token ids: a checkpoint's tokenizer, or one trained on the data."""
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -252,19 +253,23 @@ def encode_split(encoder: Encoder, table: Path, output: Path) -> dict[str, int]:
     Args:
         encoder: tokenizer and truncation.
         table: the split's reviews.
-        output: the token file; its metadata names the classes, length and truncation.
+        output: the token file; its metadata names the classes, length and truncation, and
+            the sha256 of the texts and labels, whatever tokens they became.
 
     Returns:
         `num_reviews`, `num_tokens` and `num_at_limit`, the reviews that fill `max_length`.
     """
     writer = TokenWriter(output)
     counts = {"num_reviews": 0, "num_tokens": 0, "num_at_limit": 0}
+    digest = hashlib.sha256()
     for texts, labels in _batches(table):
+        digest.update("\0".join([*texts, ""]).encode())
         ids, lengths = encoder.encode(texts)
         writer.write(ids, lengths, np.array(labels, dtype=np.int64))
         counts["num_reviews"] += len(lengths)
         counts["num_tokens"] += len(ids)
         counts["num_at_limit"] += int((lengths == encoder.max_length).sum())
+    digest.update(np.concatenate(writer.labels).tobytes())
     info = read_info(table)
     writer.close(
         {
@@ -272,6 +277,7 @@ def encode_split(encoder: Encoder, table: Path, output: Path) -> dict[str, int]:
             "label_names": json.dumps(info.label_names),
             "max_length": str(encoder.max_length),
             "truncation": encoder.truncation,
+            "reviews_sha256": digest.hexdigest(),
         }
     )
     return counts

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from distiltune.location import (
     checkout_id,
     experiment_id,
@@ -16,6 +18,7 @@ from distiltune.location import (
 )
 from distiltune.logged_model import log_model
 from distiltune.outbox import Outbox
+from distiltune.registry import register_if_better
 from distiltune.runtime import warn
 
 WEIGHTS_TAG, EXPERIMENT_TAG = "weights_sha256", "dvc_experiment"
@@ -197,6 +200,13 @@ class Sender:
                     self._client, self._experiment, self._run_id, model, package,
                     first["label_names"], first["requirements"], self.header.params,
                 )  # fmt: skip
+            case "register":
+                record = [self.outbox.folder / file for file in first["files"]]
+                with FileLock(self.root / ".dvc" / "tmp" / "registry.lock"):
+                    told = register_if_better(
+                        self._client, first["name"], self._experiment, self._run_id, record
+                    )
+                print(told, flush=True)
             case "end":
                 self._end(first)
             case unknown:

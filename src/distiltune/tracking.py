@@ -200,6 +200,16 @@ class TrackedRun:
         """Log files as artifacts below `folder`, as they are now."""
         self._append_files({"kind": "files", "folder": folder}, list(files))
 
+    def register(self, name: str, facts: Path, answers: Path) -> None:
+        """Make the run's model the champion of the registry, if it is better on validation.
+
+        Args:
+            name: of the registered model.
+            facts: the model's `run.json`.
+            answers: the history's `validation.csv`.
+        """
+        self._append_files({"kind": "register", "name": name}, [facts, answers])
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         self._append({"kind": "tags", "tags": dict(tags)})
 

@@ -295,6 +295,12 @@ class TrackingTable:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class RegistryTable:
+    # No more than what a URI `models:/NAME@champion` can hold.
+    model: Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=200)] | None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Params:
     """The whole of `params.yaml`, validated."""
 
@@ -314,3 +320,4 @@ class Params:
     speed: SpeedTable
     resume: ResumeTable
     tracking: TrackingTable
+    registry: RegistryTable

@@ -21,6 +21,7 @@ from distiltune.config.schema import (
     OptimizerRow,
     Params,
     Precision,
+    RegistryTable,
     ResumeTable,
     SampleRow,
     SpeedTable,
@@ -152,6 +153,7 @@ class EvaluateConfig:
     precision: Annotated[Precision, "precision"]
     speed: Annotated[SpeedTable, "speed"]
     tracking: Annotated[TrackingTable, "tracking"]
+    registry: Annotated[RegistryTable, "registry"]
 
 
 StageConfig = TypeVar(

@@ -31,6 +31,7 @@ from distiltune.evaluation.metrics import (
 from distiltune.evaluation.plots import write_plots
 from distiltune.inference import predict_logits
 from distiltune.models import load_model
+from distiltune.registry import ANSWERS_FILE, RECORD
 from distiltune.runtime import choose_runtime
 from distiltune.sending import KEY_TAG, WEIGHTS_TAG
 from distiltune.tracking import TrackedRun
@@ -110,7 +111,9 @@ def run_evaluation(
         tracked.log_files(sorted(plots.iterdir()), "plots")
         tracked.log_files([predictions, metrics], "test")
         # For comparisons: with these a run in MLflow says all that its files say.
-        tracked.log_files([model / RUN_FILE, *sorted(history.iterdir())], "record")
+        tracked.log_files([model / RUN_FILE, *sorted(history.iterdir())], RECORD)
+        if config.registry.model and config.tracking.log_model:
+            tracked.register(config.registry.model, model / RUN_FILE, history / ANSWERS_FILE)
 
 
 def all_metrics(

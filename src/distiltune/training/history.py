@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from distiltune.artifacts import write_csv
+from distiltune.registry import ANSWERS_FILE
 
 SECONDS_BETWEEN_LINES = 5.0
 STEPS_FILE, EPOCHS_FILE = "steps.csv", "epochs.csv"
@@ -66,6 +67,7 @@ class History:
     epochs: list[EpochRecord] = field(default_factory=list)
     best_epoch: int = 0
     kept_epoch: int = 0
+    kept_predictions: list[int] = field(default_factory=list)  # of the validation reviews
     stopped_early: bool = False
     optimizer_state_bytes: int | None = None
     energy_joules: float | None = None
@@ -88,8 +90,29 @@ class History:
         epochs = [EpochRecord(**record) for record in state["epochs"]]
         return cls(**{**state, "steps": steps, "epochs": epochs})
 
-    def write(self, folder: Path) -> None:
-        """Write `steps.csv` and `epochs.csv`."""
+    def keep(self, epoch: int, accuracy: float, predictions: list[int], *, best: bool) -> bool:
+        """Note which epoch's weights are kept, before its record is added.
+
+        Args:
+            epoch: the one that has just ended, from 1.
+            accuracy: its validation accuracy.
+            predictions: its class for each validation review.
+            best: keep the best epoch so far, and not the last.
+
+        Returns:
+            Whether it is the best so far.
+        """
+        is_best = all(accuracy > earlier.validation_accuracy for earlier in self.epochs)
+        if is_best:
+            self.best_epoch = epoch
+        if is_best or not best:
+            self.kept_epoch, self.kept_predictions = epoch, predictions
+        return is_best
+
+    def write(self, folder: Path, labels: Sequence[int]) -> None:
+        """Write `steps.csv`, `epochs.csv` and, with the true classes, `validation.csv`."""
+        answers = zip(labels, self.kept_predictions, strict=True)
+        write_csv(folder / ANSWERS_FILE, ["label", "predicted"], answers)
         for name, record_class, records in (
             (STEPS_FILE, StepRecord, self.steps),
             (EPOCHS_FILE, EpochRecord, self.epochs),

@@ -168,7 +168,7 @@ class _Loop:
             self._save_before_the_end()
             raise
         validation_loss, validation_accuracy = loss_and_accuracy(logits, self.validation.labels)
-        self._keep_the_best(epoch, validation_accuracy)
+        self._keep(epoch, validation_accuracy, logits.argmax(1).tolist())
         record = EpochRecord(
             epoch=epoch,
             step=self.step,
@@ -253,14 +253,12 @@ class _Loop:
                 flush=True,
             )
 
-    def _keep_the_best(self, epoch: int, accuracy: float) -> None:
-        history, keep_best = self.recorder.history, self.config.train.keep == "best"
-        if all(accuracy > earlier.validation_accuracy for earlier in history.epochs):
-            history.best_epoch = epoch
-            if keep_best:
-                with self.weights.applied():
-                    self.best_weights = copy.deepcopy(self.model.state_dict())
-        history.kept_epoch = history.best_epoch if keep_best else epoch
+    def _keep(self, epoch: int, accuracy: float, predictions: list[int]) -> None:
+        keeps_best = self.config.train.keep == "best"
+        is_best = self.recorder.history.keep(epoch, accuracy, predictions, best=keeps_best)
+        if is_best and keeps_best:
+            with self.weights.applied():
+                self.best_weights = copy.deepcopy(self.model.state_dict())
 
     def _selections(self, epoch: int) -> list[torch.Tensor]:
         order = epoch_order(self.train.num_reviews, self.config.seed, epoch)

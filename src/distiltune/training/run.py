@@ -102,6 +102,7 @@ def run_training(
         "dataset": train.info.dataset,
         "dataset_digest": sha256_of(tokens / "train.safetensors"),
         "validation_digest": sha256_of(tokens / "validation.safetensors"),
+        "validation_reviews": validation.reviews_sha256,
         "code_digest": code_digest("train"),
         "label_names": train.info.label_names,
         "max_length": train.max_length,
@@ -141,7 +142,7 @@ def run_training(
             write_json(folder / RUN_FILE, facts)
         digest = sha256_of(model / WEIGHTS_FILE)
         with new_folder(history) as folder:
-            records.write(folder)
+            records.write(folder, validation.labels.tolist())
             when = {"started": started, "ended": time.time()}
             who = {WEIGHTS_TAG: digest, KEY_TAG: tracked.key}
             write_json(folder / SUMMARY_FILE, {**who, **when, **summary})

@@ -74,10 +74,12 @@ class _Callback(TrainerCallback):
         recorder: Recorder,
         collator: _Collator,
         clock: OptimizerClock,
-        bars: Sequence[float] | None,
+        measure: "_Accuracy",
+        config: TrainConfig,
     ) -> None:
         self.recorder = recorder
-        self.bars = bars
+        self.measure = measure
+        self.config = config
         self.collator = collator
         self.clock = clock
         self.epoch_started = 0.0
@@ -138,21 +140,27 @@ class _Callback(TrainerCallback):
         **_: Any,
     ) -> None:
         assert metrics is not None
+        epoch, accuracy = round(state.epoch or 0), metrics["eval_accuracy"]
+        self.recorder.history.keep(
+            epoch, accuracy, self.measure.predicted, best=self.config.train.keep == "best"
+        )
         logged = self.losses or [record.loss for record in self.recorder.history.steps[-1:]]
         self.recorder.on_epoch(
             EpochRecord(
-                epoch=round(state.epoch or 0),
+                epoch=epoch,
                 step=state.global_step,
                 train_loss=float(np.mean(logged)) if logged else float("nan"),
                 train_accuracy=None,
                 validation_loss=metrics["eval_loss"],
-                validation_accuracy=metrics["eval_accuracy"],
+                validation_accuracy=accuracy,
                 train_seconds=self.epoch_ended - self.epoch_started,
                 validation_seconds=time.perf_counter() - self.epoch_ended,
             )
         )
         if state.global_step < state.max_steps:
-            control.should_training_stop |= self.recorder.history.is_hopeless(self.bars)
+            control.should_training_stop |= self.recorder.history.is_hopeless(
+                self.config.stop_below
+            )
 
 
 def train_with_trainer(
@@ -204,6 +212,7 @@ def train_with_trainer(
         assert arguments.device.type == runtime.device.type
         arguments._n_gpu = min(arguments.n_gpu, 1)
         collator = _Collator(model.config.pad_token_id or 0)
+        measure = _Accuracy()
         trainer = Trainer(
             model=model,
             args=arguments,
@@ -212,9 +221,9 @@ def train_with_trainer(
             data_collator=collator,
             compute_loss_func=_mean_loss,
             optimizers=(optimizer, schedule),
-            compute_metrics=_accuracy,
+            compute_metrics=measure,
             callbacks=[
-                _Callback(recorder, collator, OptimizerClock(runtime.device), config.stop_below)
+                _Callback(recorder, collator, OptimizerClock(runtime.device), measure, config)
             ],
         )
         # Its own log lines would come twice, once from the reporters.
@@ -223,8 +232,6 @@ def train_with_trainer(
         trainer.train()
     history = recorder.history
     assert trainer.state.global_step == num_steps or history.stopped_early
-    history.best_epoch = max(history.epochs, key=lambda r: r.validation_accuracy).epoch
-    history.kept_epoch = history.best_epoch if keep_best else len(history.epochs)
     history.optimizer_state_bytes = optimizer_state_bytes(optimizer)
     history.energy_joules = energy.joules()
     return history
@@ -242,6 +249,13 @@ def _mean_loss(
     return total / num_reviews
 
 
-def _accuracy(prediction: Any) -> dict[str, float]:
-    right = np.argmax(prediction.predictions, axis=1) == prediction.label_ids
-    return {"accuracy": float(right.mean())}
+class _Accuracy:
+    """The Trainer's metric, which keeps what it was computed of."""
+
+    def __init__(self) -> None:
+        self.predicted: list[int] = []
+
+    def __call__(self, prediction: Any) -> dict[str, float]:
+        predicted = np.argmax(prediction.predictions, axis=1)
+        self.predicted = predicted.tolist()
+        return {"accuracy": float((predicted == prediction.label_ids).mean())}

@@ -1,0 +1,226 @@
+"""Who is the champion: validation alone, more than noise, and the model that MLflow serves."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+
+from distiltune import location, registry
+from distiltune.artifacts import RUN_FILE, write_csv, write_json
+from distiltune.registry import ANSWERS_FILE, Answers, judge
+from distiltune.syncing import send_left_behind
+from distiltune.tracking import TrackedRun
+from tests.conftest import Project, environment
+
+NAME = "reviews"
+LABELS = tuple("01" * 50)
+FACTS = {"name": "run", "params": {}, "tags": {}, "dataset": "sample", "dataset_digest": "0" * 64,
+         "validation_reviews": "a" * 64, "label_names": ["negative", "positive"]}  # fmt: skip
+
+
+def answers(num_wrong: int, of: str = "a", start: int = 0) -> Answers:
+    """Those of a model that is wrong on reviews in a row."""
+    wrong = range(start, start + num_wrong)
+    predicted = tuple("10"[int(x)] if i in wrong else x for i, x in enumerate(LABELS))
+    return Answers(reviews_sha256=of * 64, labels=LABELS, predicted=predicted)
+
+
+@pytest.mark.parametrize(
+    ("challenger", "champion", "is_better", "words"),
+    [
+        # Of six flips of a coin all alike: 2 / 2**6 = 0.031.
+        (answers(4), answers(10), True, "96.00%, the champion's 90.00%: 6 of 100 reviews won, 0"),
+        (answers(5), answers(10), False, "5 of 100 reviews won, 0 lost .* p = 0.062"),
+        (answers(10), answers(4), False, "0 of 100 reviews won, 6 lost"),
+        (answers(10), answers(10), False, "0 of 100 reviews won, 0 lost .* p = 1"),
+        # More right answers, but with many won and lost: 25 to 15, p = 0.15.
+        (answers(15), answers(25, start=15), False, "25 of 100 reviews won, 15 lost"),
+        (answers(0), answers(50, of="b"), False, "validated on other reviews"),
+    ],
+)
+def test_only_more_than_noise_is_better(
+    challenger: Answers, champion: Answers, is_better: bool, words: str
+) -> None:
+    verdict = judge(challenger, champion)
+    assert verdict.is_better == is_better
+    assert re.search(words, verdict.reason), verdict.reason
+
+
+def log_run(
+    root: Path,
+    found: Answers,
+    files: str = "files",
+    *,
+    has_record: bool = True,
+    has_model: bool = True,
+) -> str:
+    """A run with a model and these answers, as `evaluate` logs them."""
+    folder = root / files
+    (folder / "model").mkdir(parents=True, exist_ok=True)
+    facts, table = folder / RUN_FILE, folder / ANSWERS_FILE
+    write_json(facts, {**FACTS, "validation_reviews": found.reviews_sha256})
+    rows = zip(found.labels, found.predicted, strict=True)
+    write_csv(table, ["label", "predicted"], rows)
+    (folder / "model" / "weights").write_text("none")
+    with TrackedRun(root, "distiltune") as tracked:
+        tracked.start(FACTS, system_metrics=False, started=time.time())
+        if has_model:
+            tracked.log_model(folder / "model", FACTS["label_names"])
+        if has_record:
+            tracked.log_files([facts, table], "record")
+        tracked.register(NAME, facts, table)
+    return tracked.key
+
+
+def client_of(root: Path) -> Any:
+    return mlflow.MlflowClient(f"sqlite:///{root / location.DATABASE}")
+
+
+def run_with(client: Any, key: str) -> Any:
+    (run,) = client.search_runs(["1"], filter_string=f"tags.run_key = '{key}'")
+    return run
+
+
+def champion(client: Any) -> Any:
+    return client.get_model_version_by_alias(NAME, "champion")
+
+
+def test_the_champion_changes_for_a_better_one_alone(root: Path) -> None:
+    client = client_of(root)
+    first = run_with(client, log_run(root, answers(20)))
+    version = champion(client)
+    assert (version.version, version.run_id) == (1, first.info.run_id)
+    assert version.description == "the first one: validation accuracy 80.00%"
+    (model,) = client.search_logged_models(["1"])
+    assert version.source == model.artifact_location
+    # Its pages in the UI show each other.
+    assert model.source_run_id == first.info.run_id
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": NAME, "version": "1"}]
+
+    for other in (answers(17), answers(30), answers(0, of="b")):
+        run = run_with(client, log_run(root, other))
+        assert run.data.tags["registry"].startswith(f"not registered as {NAME}: ")
+    better = run_with(client, log_run(root, answers(5)))
+    assert better.data.tags["registry"].startswith(
+        f"{NAME} version 2 is the champion: better than the champion by more than noise: "
+    )
+    assert champion(client).run_id == better.info.run_id
+    assert len(client.search_model_versions(f"name = '{NAME}'")) == 2
+
+
+def test_a_champion_whose_record_is_gone_stays_and_says_so(root: Path) -> None:
+    client = client_of(root)
+    log_run(root, answers(50), has_record=False)
+    run = run_with(client, log_run(root, answers(0)))
+    assert "version 1, the champion, has no record of its validation" in run.data.tags["registry"]
+    assert champion(client).version == 1
+
+
+def test_two_at_once_do_not_take_each_others_place(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = registry._champion
+
+    def slow(client: Any, name: str) -> Any:
+        found = original(client, name)
+        time.sleep(1)
+        return found
+
+    monkeypatch.setattr(registry, "_champion", slow)
+    with ThreadPoolExecutor() as pool:
+        for name, num_wrong in (("a", 20), ("b", 30)):
+            pool.submit(log_run, root, answers(num_wrong), name)
+    tags = [run.data.tags["registry"] for run in client_of(root).search_runs(["1"])]
+    assert sum("the first one" in tag for tag in tags) == 1, tags
+
+
+def test_a_run_without_a_model_is_no_champion(root: Path) -> None:
+    client = client_of(root)
+    run = run_with(client, log_run(root, answers(0), has_model=False))
+    assert run.data.tags["registry"].endswith("MLflow has no model of this run")
+    assert not client.search_registered_models()
+
+
+@pytest.mark.parametrize("lost", ["create_model_version", "set_registered_model_alias"])
+def test_a_registration_whose_answer_is_lost_is_there_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    original, calls = getattr(mlflow.MlflowClient, lost), []
+
+    def losing(*arguments: Any, **named: Any) -> Any:
+        found = original(*arguments, **named)
+        calls.append(lost)
+        if len(calls) == 1:
+            raise ConnectionError("the answer is lost")
+        return found
+
+    monkeypatch.setattr(mlflow.MlflowClient, lost, losing)
+    monkeypatch.setattr("distiltune.tracking.RETRY_SECONDS", 0.01)
+    key = log_run(root, answers(20))
+    send_left_behind(root)
+    client = client_of(root)
+    (version,) = client.search_model_versions(f"name = '{NAME}'")
+    (model,) = client.search_logged_models(["1"])
+    assert len(json.loads(model.tags["mlflow.modelVersions"])) == 1
+    assert version.run_id == champion(client).run_id == run_with(client, key).info.run_id
+
+
+@pytest.mark.slow
+def test_the_champion_answers_over_http(prepared: Project) -> None:
+    """`mlflow models serve`, as in the README."""
+    prepared.stage("train")
+    assert "distiltune version 1 is the champion: the first" in prepared.stage("evaluate").stdout
+    assert "is the champion already" in prepared.stage("evaluate").stdout
+    prepared.change_params({"registry.model": None})
+    assert "champion" not in prepared.stage("evaluate").stdout
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Elsewhere: it needs nothing of the checkout but what MLflow stores.
+    elsewhere = prepared.root.parent / "elsewhere"
+    elsewhere.mkdir()
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/distiltune@champion",
+         "--env-manager", "local", "--port", str(port)], cwd=elsewhere,
+        env=environment({"MLFLOW_TRACKING_URI": f"sqlite:///{prepared.root / 'mlflow.db'}",
+                         "PYTHONPATH": ""}),
+    )  # fmt: skip
+    try:
+        rows = [{"text": "A superb film."}, {"text": "Dull and awful. " * 500}]
+        answer = ask(port, {"dataframe_records": rows})
+        assert len(answer["predictions"]) == 2
+        for found in answer["predictions"]:
+            assert found["label"] in ("negative", "positive")
+            assert found["probability"] == found[f"probability_{found['label']}"] >= 0.5
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask(port, {"dataframe_records": [{"words": "no such column"}]})
+        assert refused.value.code == 400
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def ask(port: int, content: dict[str, Any]) -> Any:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/invocations", json.dumps(content).encode(),
+        {"Content-Type": "application/json"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.load(answer)
+        except (ConnectionError, urllib.error.URLError) as error:
+            if isinstance(error, urllib.error.HTTPError) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
