@@ -93,8 +93,14 @@ class Project:
         self.git("commit", "-qm", "change")
 
 
-def make_project(root: Path, small: bool = True) -> Project:
-    """Copy the project's files, as they are now, into a repository of their own."""
+def make_project(root: Path, small: bool = True, store: Path | None = None) -> Project:
+    """Copy the project's files, as they are now, into a repository of their own.
+
+    Args:
+        root: where to put it.
+        small: whether with the params above.
+        store: a database of MLflow's that spares it the making of one.
+    """
     listing = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"],
         cwd=ROOT,
@@ -113,6 +119,8 @@ def make_project(root: Path, small: bool = True) -> Project:
     if small:
         project.change_params(SMALL)
     project.commit()
+    if store is not None:
+        shutil.copy(store, root / location.DATABASE)
     return project
 
 
@@ -122,12 +130,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not whole & set(getattr(item, "fixturenames", ())))
 
 
+@pytest.fixture(scope="session")
+def bare_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that MLflow has made, which takes it seconds; without any experiment."""
+    root = tmp_path_factory.mktemp("bare-store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        location.open_store(root)
+    return root / location.DATABASE
+
+
 @pytest.fixture
-def new_project(tmp_path: Path) -> Callable[..., Project]:
+def new_project(tmp_path: Path, bare_store: Path) -> Callable[..., Project]:
     """Makes projects below the test's folder."""
 
     def make(name: str = "project", small: bool = True) -> Project:
-        return make_project(tmp_path / name, small)
+        return make_project(tmp_path / name, small, bare_store)
 
     return make
 
@@ -138,8 +156,8 @@ def project(new_project: Callable[..., Project]) -> Project:
 
 
 @pytest.fixture(scope="session")
-def _tokenized(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = make_project(tmp_path_factory.mktemp("tokenized") / "project")
+def _tokenized(tmp_path_factory: pytest.TempPathFactory, bare_store: Path) -> Project:
+    project = make_project(tmp_path_factory.mktemp("tokenized") / "project", store=bare_store)
     for stage in ("download", "download_checkpoint", "split", "tokenize"):
         project.stage(stage)
     return project
@@ -153,9 +171,10 @@ def prepared(_tokenized: Project, tmp_path: Path) -> Project:
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database that MLflow has made, which takes it seconds."""
+def empty_store(tmp_path_factory: pytest.TempPathFactory, bare_store: Path) -> Path:
+    """A database with the experiment, whose runs' files go to a folder of the fixture."""
     root = tmp_path_factory.mktemp("store")
+    shutil.copy(bare_store, root / location.DATABASE)
     location.experiment_id(root, "distiltune")
     return root / location.DATABASE
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +194,8 @@ def start(project: Project) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
-def wait_for_states(project: Project, number: int) -> None:
-    """Until so many were written; only the last two are there, so one of them may be gone."""
+def wait_for_states(project: Project, number: int) -> int:
+    """Until so many were written, or some more; the last two are there, so one may be gone."""
     deadline = time.monotonic() + 120
     numbers = [0]
     while max(numbers) < number:
@@ -202,27 +203,32 @@ def wait_for_states(project: Project, number: int) -> None:
         time.sleep(0.05)
         files = (project.root / FOLDER).glob("*/*-step-*.safetensors")
         numbers = [0, *(int(file.name[:6]) for file in files)]
+    return max(numbers)
 
 
 @pytest.mark.parametrize(
-    ("number", "status"),
+    "signals",
     [
-        (signal.SIGKILL, -9),
-        (signal.SIGTERM, 143),
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        (signal.SIGTERM, signal.SIGKILL),
+        pytest.param((signal.SIGKILL, signal.SIGINT), marks=pytest.mark.slow),
     ],
 )
 def test_the_stage_goes_on_after_its_process_was_ended(
-    prepared: Project, tmp_path: Path, number: signal.Signals, status: int
+    prepared: Project, signals: Sequence[signal.Signals]
 ) -> None:
     prepared.change_params({"resume": {"every_seconds": None, "every_steps": 5},
                             "train.epochs": 20, "tracking.log_model": False})  # fmt: skip
-    process = start(prepared)
-    wait_for_states(prepared, 6)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == status, errors
-    if number != signal.SIGKILL:
+    num_states = 0
+    for number in signals:
+        process = start(prepared)
+        num_states = wait_for_states(prepared, num_states + 3)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+        assert ("going on from step " in output) == (number != signals[0])
+        if number == signal.SIGKILL:
+            assert process.returncode == -9, errors
+            continue
+        assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number], errors
         assert "the same command goes on from there" in errors and "Traceback" not in errors
         assert [run.info.status for run in runs_of(prepared)] == ["KILLED"]
     output = prepared.stage("train").stdout

@@ -481,7 +481,12 @@ def alarms(world: World, num_families: int, seed: int = 0) -> Alarms:
 # True accuracies that differ between seeds by 1 or 2 points, in standard deviations.
 @pytest.mark.parametrize(
     ("num_seeds", "num_reviews", "seed_deviation"),
-    [(3, 300, 0.02), (3, 1000, 0.01), (5, 300, 0.02), (5, 1000, 0.01)],
+    [
+        (3, 300, 0.02),
+        (5, 1000, 0.01),
+        pytest.param(3, 1000, 0.01, marks=pytest.mark.slow),
+        pytest.param(5, 300, 0.02, marks=pytest.mark.slow),
+    ],
 )
 def test_few_families_without_a_difference_get_a_verdict(
     num_seeds: int, num_reviews: int, seed_deviation: float

@@ -502,6 +502,7 @@ def test_a_bad_option_is_named(
 
 
 def test_what_is_not_there_is_named(prepared: Project) -> None:
+    (prepared.root / "mlflow.db").unlink()
     for arguments, words in (
         (["gone"], "there is no sweep 'gone' in MLflow; nor any other"),
         (["--runs", "0" * 32], f"MLflow run {'0' * 32}: "),

@@ -265,6 +265,7 @@ def test_asking_for_cuda_where_there_is_none_is_an_error(
 
 def test_a_warm_up_that_is_too_long_stops_the_stage_before_it_starts(prepared: Project) -> None:
     prepared.change_params({"optimizer": "adamw", "optimizers.adamw.warmup_steps": 21})
+    (prepared.root / "mlflow.db").unlink()
     result = prepared.stage("train", check=False)
     assert result.returncode == 1
     assert "make 20 steps; set it to less, as -S optimizers.adamw.warmup_steps=2" in result.stderr
