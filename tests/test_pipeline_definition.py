@@ -36,7 +36,7 @@ LAYERS = (
     | {"splitting"},
     {"inference"},
     {"training"},
-    {"comparison", "evaluation", "serving", "sweeping"},
+    {"comparison", "evaluation", "explaining", "serving", "sweeping"},
     {"commands"},
     {"cli"},
 )  # fmt: skip

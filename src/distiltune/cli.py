@@ -1,10 +1,10 @@
-"""The command `distiltune`: sweeps over variants, their comparison, what MLflow has missed."""
+"""The command `distiltune`: sweeps, comparisons, explanations, what MLflow has missed."""
 
 import argparse
 import contextlib
 from pathlib import Path
 
-from distiltune.commands import run_compare, run_sweep, run_sync
+from distiltune.commands import run_compare, run_explain, run_sweep, run_sync
 from distiltune.runtime import run_stage
 
 
@@ -70,6 +70,24 @@ def parser() -> argparse.ArgumentParser:
     sync.add_argument("--discard", action="store_true",
                       help="give up what cannot be sent; in the files it stays")  # fmt: skip
     sync.set_defaults(run=run_sync)
+    explain = commands.add_parser(
+        "explain",
+        help="say which words of a review moved the model's verdict",
+        description="Integrated gradients of the log-odds of a class, from a baseline without "
+        "words to the review. Coloured on a terminal, unless NO_COLOR is set.",
+    )
+    review = explain.add_mutually_exclusive_group(required=True)
+    review.add_argument("text", nargs="?", help="the review")
+    review.add_argument("--file", type=Path, help="a text file that holds it")
+    explain.add_argument("--model", type=Path, default=Path("data/model"), metavar="FOLDER",
+                         help="as the train stage writes it (default: data/model)")  # fmt: skip
+    explain.add_argument("--class", dest="label_name", metavar="NAME",
+                         help="to explain (default: the one that the model predicts)")  # fmt: skip
+    explain.add_argument("--html", type=Path, metavar="FILE", help="write a page there too")
+    explain.add_argument("--steps", default=512, type=_steps, metavar="N",
+                         help="the most steps; they are doubled from 8 until the words add up "
+                         "(default: 512)")  # fmt: skip
+    explain.set_defaults(run=run_explain)
     return found
 
 
@@ -98,6 +116,12 @@ def _name(text: str) -> str:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1")
+    return int(text)
+
+
+def _steps(text: str) -> int:
+    if not text.isdecimal() or int(text) < 8:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 8")
     return int(text)
 
 
