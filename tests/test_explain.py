@@ -29,8 +29,9 @@ from distiltune.artifacts import reviews_schema, write_json, write_reviews
 from distiltune.batching import Batch
 from distiltune.config import load_params
 from distiltune.encoding import Encoder, load_tokenizer, prepare_tokenizer
+from distiltune.explaining.classifier import load_classifier
 from distiltune.explaining.gradients import Attribution, integrate_gradients, quadrature
-from distiltune.explaining.run import Explanation, explain, load_classifier
+from distiltune.explaining.run import Explanation, explain
 from distiltune.explaining.words import Reading, read_text
 from distiltune.models import build_model, compute_logits, save_model
 from distiltune.sample import (

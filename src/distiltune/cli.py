@@ -84,9 +84,9 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument("--class", dest="label_name", metavar="NAME",
                          help="to explain (default: the one that the model predicts)")  # fmt: skip
     explain.add_argument("--html", type=Path, metavar="FILE", help="write a page there too")
-    explain.add_argument("--steps", default=512, type=_steps, metavar="N",
+    explain.add_argument("--steps", default=256, type=_steps, metavar="N",
                          help="the most steps; they are doubled from 8 until the words add up "
-                         "(default: 512)")  # fmt: skip
+                         "(default: 256)")  # fmt: skip
     explain.set_defaults(run=run_explain)
     return found
 

@@ -188,12 +188,13 @@ def run_explain(arguments: argparse.Namespace) -> None:
     _check_file("--html", arguments.html)
     text = arguments.text if arguments.file is None else _read_text(arguments.file)
     # Only here: the other commands compute no model.
+    from distiltune.explaining.classifier import load_classifier
     from distiltune.explaining.page import write_page
-    from distiltune.explaining.run import announce, explain, load_classifier
+    from distiltune.explaining.run import explain
     from distiltune.explaining.terminal import format_explanation, has_colours, write
 
     classifier = load_classifier(arguments.model)
-    announce(classifier)
+    print(f"{arguments.model}: on {classifier.runtime.description}", file=sys.stderr, flush=True)
     found = explain(classifier, text, arguments.label_name, arguments.steps)
     write(format_explanation(found, colours=has_colours(sys.stdout)))
     if arguments.html:

@@ -15,7 +15,7 @@ import torch
 # Completeness within 1 % of the difference; where that is all but nothing, within this much.
 RELATIVE_TOLERANCE, LEAST_TOLERANCE = 0.01, 0.01
 FIRST_STEPS = 8
-MAX_STEPS = 512
+MAX_STEPS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,7 @@ def integrate_gradients(
     *,
     max_steps: int = MAX_STEPS,
     max_points: int = 64,
+    report: Callable[[Attribution], None] = lambda found: None,
 ) -> Attribution:
     """Attribute an output to the positions of an input.
 
@@ -73,6 +74,7 @@ def integrate_gradients(
         end: (length, size), the input.
         max_steps: the most steps, from `FIRST_STEPS`; who reads the result asks whether it holds.
         max_points: the most points that `compute` gets at once, which bounds the memory.
+        report: is told what was found before the steps are doubled.
     """
     assert max_steps >= FIRST_STEPS
     direction = end - baseline
@@ -103,6 +105,7 @@ def integrate_gradients(
         )
         if found.holds or not math.isfinite(found.gap) or 2 * num_steps > max_steps:
             return found
+        report(found)
         num_steps *= 2
         between = evaluate(quadrature(num_steps)[0][1::2])[1]
         merged = torch.empty(num_steps + 1, slopes.shape[1], dtype=slopes.dtype)
