@@ -196,9 +196,10 @@ def run_explain(arguments: argparse.Namespace) -> None:
     classifier = load_classifier(arguments.model)
     print(f"{arguments.model}: on {classifier.runtime.description}", file=sys.stderr, flush=True)
     found = explain(classifier, text, arguments.label_name, arguments.steps)
-    write(format_explanation(found, colours=has_colours(sys.stdout)))
     if arguments.html:
         write_page(found, arguments.html)
+    write(format_explanation(found, colours=has_colours(sys.stdout)))
+    if arguments.html:
         write(f"\npage: {arguments.html}")
 
 

@@ -15,8 +15,8 @@ from distiltune.explaining.gradients import MAX_STEPS, Attribution, integrate_gr
 from distiltune.explaining.words import Word, read_text
 from distiltune.models import compute_logits
 
-# Of a pass, which keeps what its gradients need: four reviews of 512 tokens on the CPU.
-MAX_TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16_384}
+# Of a pass, which keeps what its gradients need: two reviews of 512 tokens on the CPU.
+MAX_TOKENS_PER_PASS = {"cpu": 1024, "cuda": 16_384}
 
 
 @dataclass(frozen=True, kw_only=True)
