@@ -135,7 +135,8 @@ def bare_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database that MLflow has made, which takes it seconds; without any experiment."""
     root = tmp_path_factory.mktemp("bare-store")
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        # MLflow notes there which store it was told, and it is not to be left.
+        patch.setenv("MLFLOW_TRACKING_URI", "")
         location.open_store(root)
     return root / location.DATABASE
 
@@ -175,7 +176,9 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory, bare_store: Path) -> P
     """A database with the experiment, whose runs' files go to a folder of the fixture."""
     root = tmp_path_factory.mktemp("store")
     shutil.copy(bare_store, root / location.DATABASE)
-    location.experiment_id(root, "distiltune")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", "")
+        location.experiment_id(root, "distiltune")
     return root / location.DATABASE
 
 

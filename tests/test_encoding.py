@@ -201,7 +201,7 @@ def make_tokens(lengths: list[int], tmp_path: Path) -> Tokens:
     labels = np.arange(len(lengths), dtype=np.int64) % 2
     writer.write(ids, np.array(lengths, dtype=np.int64), labels)
     metadata = {"dataset": "x", "label_names": '["no", "yes"]', "max_length": "9"}
-    writer.close({**metadata, "truncation": "head"})
+    writer.close({**metadata, "truncation": "head", "reviews_sha256": ""})
     return read_tokens(tmp_path / "m.safetensors")
 
 

@@ -193,6 +193,7 @@ def test_fast_and_plain_runs_lie_on_each_other(
         metadata = {
             "dataset": "x", "label_names": json.dumps(["no", "yes"]), "max_length": "512",
             "truncation": "head",
+            "reviews_sha256": "",
         }  # fmt: skip
         writer = TokenWriter(tmp_path / f"{name}.safetensors")
         writer.write(tokens.ids.numpy(), tokens.lengths.numpy(), tokens.labels.numpy())
