@@ -5,17 +5,14 @@
 prints it as a table, with what each stage has said.
 """
 
-import contextlib
 import functools
 import gzip
-import importlib
 import io
 import json
 import lzma
 import os
 import re
 import shutil
-import signal
 import sys
 import tarfile
 import tempfile
@@ -58,36 +55,12 @@ def run_case(case: Case, project: Project) -> tuple[int, str]:
     """
     case.prepare(project)
     for stage in case.stages[:-1]:
-        status, errors = run_stage_here(project, stage)
-        assert status == 0, f"{stage}: {errors}"
+        project.stage_here(stage)
     before = listing(project)
-    status, errors = run_stage_here(project, case.stages[-1])
-    if status:
+    result = project.stage_here(case.stages[-1], check=False)
+    if result.returncode:
         assert listing(project) == before, "a failed stage has changed files"
-    return status, errors
-
-
-def run_stage_here(project: Project, stage: str) -> tuple[int, str]:
-    """The entry point of a stage, without a process of its own; its exit status and errors."""
-    here, handler, threads = Path.cwd(), signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    output, errors = io.StringIO(), io.StringIO()
-    store = os.environ.get("MLFLOW_TRACKING_URI")  # where MLflow notes the store that it is told
-    module = importlib.import_module(f"stages.{stage}")
-    runtime = importlib.import_module("distiltune.runtime")
-    os.chdir(project.root)
-    try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-            runtime.run_stage(module.main)
-    except SystemExit as end:
-        return int(end.code or 0), errors.getvalue()
-    finally:
-        os.chdir(here)
-        signal.signal(signal.SIGTERM, handler)
-        torch.set_num_threads(threads)
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-        if store is not None:
-            os.environ["MLFLOW_TRACKING_URI"] = store
-    return 0, errors.getvalue()
+    return result.returncode, result.stderr
 
 
 def listing(project: Project) -> dict[str, tuple[int, int]]:
@@ -470,8 +443,7 @@ def prepared_project(folder: Path) -> Project:
     project = make_project(folder)
     project.change_params({"tracking.log_model": False, "tracking.system_metrics": False})
     for stage in (*DATA_STAGES, "train", "evaluate"):
-        status, errors = run_stage_here(project, stage)
-        assert status == 0, errors
+        project.stage_here(stage)
     return project
 
 

@@ -1,7 +1,11 @@
 """What the tests share: a small project of its own for each, tiny data, a tiny model."""
 
+import contextlib
+import importlib
+import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from distiltune import location
+from distiltune.runtime import run_stage
 
 ROOT = Path(__file__).resolve().parent.parent
 IMDB = ROOT.parent / "shared" / "data" / "imdb" / "aclImdb_labelled.tar.gz"
@@ -72,6 +78,30 @@ class Project:
     ) -> subprocess.CompletedProcess[str]:
         """Run one stage without DVC."""
         return self.run(sys.executable, "-m", f"stages.{name}", check=check, env=env)
+
+    def stage_here(self, name: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """A stage's entry point, without a process of its own, which imports for seconds."""
+        here, handler = Path.cwd(), signal.getsignal(signal.SIGTERM)
+        threads = torch.get_num_threads()
+        store = os.environ.get("MLFLOW_TRACKING_URI")  # where MLflow notes what it is told
+        module = importlib.import_module(f"stages.{name}")
+        output, errors, status = io.StringIO(), io.StringIO(), 0
+        os.chdir(self.root)
+        try:
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+                run_stage(module.main)
+        except SystemExit as end:
+            status = int(end.code or 0)
+        finally:
+            os.chdir(here)
+            signal.signal(signal.SIGTERM, handler)
+            torch.set_num_threads(threads)
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+            if store is not None:
+                os.environ["MLFLOW_TRACKING_URI"] = store
+        if check and status:
+            raise AssertionError(f"{name}\n{output.getvalue()}\n{errors.getvalue()}")
+        return subprocess.CompletedProcess([name], status, output.getvalue(), errors.getvalue())
 
     def change_params(self, changes: dict[str, Any]) -> None:
         """Change params by their dotted names."""

@@ -78,7 +78,7 @@ def test_from_a_folder_the_whole_pipeline_runs(project: Project, checkpoint: Pat
     use(project, folder=str(checkpoint), sha256=sha256_of(checkpoint / "model.safetensors"))
     project.change_params({"tokenize.max_length": 32})
     for stage in ("download", "download_checkpoint", "split", "tokenize", "train", "evaluate"):
-        result = project.stage(stage)
+        result = project.stage_here(stage)
     assert "test accuracy" in result.stdout
     metrics = json.loads((project.root / "metrics/test.json").read_text())
     assert 0 <= metrics["accuracy"] <= 1

@@ -231,7 +231,7 @@ def test_the_stage_goes_on_after_its_process_was_ended(
         assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[number], errors
         assert "the same command goes on from there" in errors and "Traceback" not in errors
         assert [run.info.status for run in runs_of(prepared)] == ["KILLED"]
-    output = prepared.stage("train").stdout
+    output = prepared.stage_here("train").stdout
     assert "going on from step " in output
     found = read_json(prepared.root / "metrics/train.json")
     steps, epochs = read_metrics(prepared.root / "data/history")
@@ -251,7 +251,7 @@ def test_the_stage_goes_on_after_its_process_was_ended(
         assert [(metric.step, metric.value) for metric in history] == expected
 
     # Once more, in one go: what is finished is not gone on with.
-    again = prepared.stage("train").stdout
+    again = prepared.stage_here("train").stdout
     assert "going on" not in again
     whole = read_json(prepared.root / "metrics/train.json")
     for name in ("train_loss", "validation_loss", "validation_accuracy", "num_steps"):
@@ -268,12 +268,12 @@ def test_another_setting_does_not_go_on_with_it(prepared: Project) -> None:
     process.kill()
     process.communicate()
     prepared.change_params({"train.epochs": 3})
-    assert "going on" not in prepared.stage("train").stdout
+    assert "going on" not in prepared.stage_here("train").stdout
     (left,) = (prepared.root / FOLDER).glob("*")
     # How often states are saved, and what is shown of a run, are no part of the training.
     prepared.change_params({"train.epochs": 20, "resume.every_steps": 1000,
                             "tracking.system_metrics": False})  # fmt: skip
-    assert "going on from step " in prepared.stage("train").stdout
+    assert "going on from step " in prepared.stage_here("train").stdout
     assert not left.exists()
 
 
@@ -283,7 +283,7 @@ def test_a_loss_that_is_no_number_names_its_step(prepared: Project) -> None:
                             "optimizers.sgd.learning_rate": 1e-2,
                             "optimizers.sgd.warmup_share": None, "train.log_every_steps": 1000,
                             "models.tiny.training.learning_rate_multiplier": 1e9})  # fmt: skip
-    result = prepared.stage("train", check=False)
+    result = prepared.stage_here("train", check=False)
     assert result.returncode == 1
     found = re.match(
         r"error: the loss is nan at step (\d+) \(epoch 1, batch (\d+)\), learning rate (\S+);",

@@ -212,7 +212,7 @@ def test_the_trainer_engine_trains_the_same_tokens(prepared: Project) -> None:
     prepared.change_params(
         {"engine": "trainer", "optimizer": "adamw", "speed.fused_optimizer": False}
     )
-    result = prepared.stage("train")
+    result = prepared.stage_here("train")
     assert "engine trainer" in result.stdout
     assert "20 steps, speed.fused_optimizer=false\n" in result.stdout
     params = json.loads((prepared.root / "data/model/run.json").read_text())["params"]
@@ -266,7 +266,7 @@ def test_asking_for_cuda_where_there_is_none_is_an_error(
 def test_a_warm_up_that_is_too_long_stops_the_stage_before_it_starts(prepared: Project) -> None:
     prepared.change_params({"optimizer": "adamw", "optimizers.adamw.warmup_steps": 21})
     (prepared.root / "mlflow.db").unlink()
-    result = prepared.stage("train", check=False)
+    result = prepared.stage_here("train", check=False)
     assert result.returncode == 1
     assert "make 20 steps; set it to less, as -S optimizers.adamw.warmup_steps=2" in result.stderr
     assert not (prepared.root / "data/model").exists()
