@@ -74,7 +74,8 @@ def reviews(num_reviews: int, seed: int, *, is_plain: bool = False) -> tuple[lis
 
 def write_settings(folder: Path, max_length: int, truncation: str = "head") -> None:
     """What the train stage writes of how a model reads."""
-    settings = {"label_names": LABELS, "max_length": max_length, "truncation": truncation}
+    settings = {"label_names": LABELS, "max_length": max_length, "truncation": truncation,
+                "from_scratch": True}  # fmt: skip
     write_json(folder / "run.json", settings)
 
 
@@ -640,9 +641,9 @@ DAMAGED: dict[str, tuple[Callable[[Path], None], str]] = {
     "config-unknown": (damage("config.json", b'{"model_type": "none"}'), "damaged"),
     "tokenizer-garbage": (damage("tokenizer.json", b"{}"), "damaged"),
     "weights-cut": (cut_weights, "damaged"),
-    "weights-lost": (lose_a_layer, "model.safetensors lacks 1 weights, classifier.weight"),
+    "weights-lost": (lose_a_layer, "model.safetensors: lacks 1 weights, classifier.weight"),
     "weights-nan": (break_weights, "no finite number"),
-    "other-classes": (name_a_third_class, "run.json names 3 of 2 classes"),
+    "other-classes": (name_a_third_class, "run.json names 3 classes, config.json has 2"),
 }
 
 
@@ -672,7 +673,7 @@ def test_a_damaged_model_is_one_line(
         (("fine", "--html", "."), "--html: .: must be a file in"),
         (("--file", "nowhere.txt"), "--file: nowhere.txt: no such file"),
         (("--file", "latin.txt"), "--file: latin.txt: not UTF-8"),
-        (("fine", "--model", "nowhere"), "--model: nowhere: no such folder"),
+        (("fine", "--model", "nowhere"), "nowhere: no such folder"),
     ],
     ids=str,
 )

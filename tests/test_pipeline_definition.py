@@ -34,9 +34,9 @@ LAYERS = (
     {"fetching", "store", "tracking"},
     {"batching", "checkpoint", "dataset", "encoding", "models", "optimizers", "sample"}
     | {"splitting"},
-    {"inference"},
-    {"training"},
-    {"comparison", "evaluation", "explaining", "serving", "sweeping"},
+    {"inference", "model_source", "trained"},
+    {"classifier", "training"},
+    {"comparison", "evaluation", "explaining", "predicting", "serving", "sweeping"},
     {"commands"},
     {"cli"},
 )  # fmt: skip

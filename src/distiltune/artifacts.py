@@ -86,6 +86,16 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def check_new_file(option: str, file: Path | None) -> None:
+    """See that a file that an option names can be written, before the work.
+
+    Raises:
+        InputError: it is a folder, or its folder is not there.
+    """
+    if file and (file.is_dir() or not file.parent.is_dir()):
+        raise InputError(f"{option}: {file}: must be a file in a folder that is there")
+
+
 def write_json(path: Path, content: Any) -> None:
     with new_file(path) as partial:
         text = json.dumps(content, indent=2, allow_nan=False)

@@ -1,22 +1,50 @@
-"""The command `distiltune`: sweeps, comparisons, explanations, what MLflow has missed."""
+"""The command `distiltune`: sweeps, comparisons, predictions, explanations, MLflow's share."""
 
 import argparse
 import contextlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 
-from distiltune.commands import run_compare, run_explain, run_sweep, run_sync
 from distiltune.runtime import run_stage
 
 
 def main() -> None:
     """Run what the command line asks for; a user's mistake is one line, exit status 1."""
     arguments = parser().parse_args()
-    run_stage(lambda: arguments.run(arguments))
+    run_stage(lambda: _command(arguments.command)(arguments))
+
+
+def _command(name: str) -> Callable[[argparse.Namespace], None]:
+    """Each imports what it needs alone: what a comparison does takes longer than a prediction."""
+    if name in ("explain", "predict"):
+        # As the stages do: threads that wait leave the cores to others.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    match name:
+        case "sweep":
+            from distiltune.commands import run_sweep
+
+            return run_sweep
+        case "compare":
+            from distiltune.commands import run_compare
+
+            return run_compare
+        case "predict":
+            from distiltune.predicting.run import run_predict
+
+            return run_predict
+        case "explain":
+            from distiltune.explaining.command import run_explain
+
+            return run_explain
+    from distiltune.commands import run_sync
+
+    return run_sync
 
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="distiltune", description=__doc__)
-    commands = found.add_subparsers(required=True, metavar="COMMAND")
+    commands = found.add_subparsers(required=True, dest="command", metavar="COMMAND")
     sweep = commands.add_parser(
         "sweep",
         help="train every variant with every seed through DVC's queue, and compare",
@@ -44,7 +72,6 @@ def parser() -> argparse.ArgumentParser:
     sweep.add_argument("-S", "--set-param", action="append", default=[], metavar="KEY=VALUE",
                        help="change a param in all experiments, as in `dvc exp run`")  # fmt: skip
     _add_output_options(sweep)
-    sweep.set_defaults(run=run_sweep)
     compare = commands.add_parser(
         "compare",
         help="say which variant is better, by how much and how surely",
@@ -59,7 +86,26 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--force", action="store_true",
                          help="compare what is not comparable too, and mark it")  # fmt: skip
     _add_output_options(compare)
-    compare.set_defaults(run=run_compare)
+    predict = commands.add_parser(
+        "predict",
+        help="classify texts, or a table of any size, with a trained model",
+        description="Prints label and probability of each text, with a tab between. With --file, "
+        "writes a table's columns and beside them label, probability and probability_CLASS, a "
+        "part at a time.",
+    )
+    given = predict.add_mutually_exclusive_group(required=True)
+    given.add_argument("texts", nargs="*", default=[], metavar="TEXT",
+                       help="to classify; - alone takes each line of stdin")  # fmt: skip
+    given.add_argument("--file", type=Path, metavar="FILE",
+                       help="a table: .csv, .csv.gz or .parquet")  # fmt: skip
+    predict.add_argument("--output", type=Path, metavar="FILE",
+                         help="where to write it: .csv, .csv.gz or .parquet")  # fmt: skip
+    predict.add_argument("--text-column", metavar="NAME",
+                         help="which holds the texts (default: datasets.csv.text_column of "
+                         "params.yaml, or text, or the only one)")  # fmt: skip
+    predict.add_argument("--prefix", metavar="TEXT",
+                         help="put before the names of the added columns")  # fmt: skip
+    _add_model_option(predict)
     sync = commands.add_parser(
         "sync",
         help="send MLflow what it was not there for",
@@ -69,7 +115,6 @@ def parser() -> argparse.ArgumentParser:
     )
     sync.add_argument("--discard", action="store_true",
                       help="give up what cannot be sent; in the files it stays")  # fmt: skip
-    sync.set_defaults(run=run_sync)
     explain = commands.add_parser(
         "explain",
         help="say which words of a review moved the model's verdict",
@@ -79,16 +124,20 @@ def parser() -> argparse.ArgumentParser:
     review = explain.add_mutually_exclusive_group(required=True)
     review.add_argument("text", nargs="?", help="the review")
     review.add_argument("--file", type=Path, help="a text file that holds it")
-    explain.add_argument("--model", type=Path, default=Path("data/model"), metavar="FOLDER",
-                         help="as the train stage writes it (default: data/model)")  # fmt: skip
+    _add_model_option(explain)
     explain.add_argument("--class", dest="label_name", metavar="NAME",
                          help="to explain (default: the one that the model predicts)")  # fmt: skip
     explain.add_argument("--html", type=Path, metavar="FILE", help="write a page there too")
     explain.add_argument("--steps", default=256, type=_steps, metavar="N",
                          help="the most steps; they are doubled from 8 until the words add up "
                          "(default: 256)")  # fmt: skip
-    explain.set_defaults(run=run_explain)
     return found
+
+
+def _add_model_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", metavar="MODEL",
+                         help="a folder, or in MLflow runs:/ID, models:/NAME/VERSION or "
+                         "models:/NAME@ALIAS (default: data/model)")  # fmt: skip
 
 
 def _add_output_options(command: argparse.ArgumentParser) -> None:

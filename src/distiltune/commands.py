@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from distiltune import InputError, store
-from distiltune.artifacts import write_json
+from distiltune.artifacts import check_new_file, write_json
 from distiltune.comparison.comparing import Comparison, compare
 from distiltune.comparison.report import format_table, report_folder, to_json, write_report
 from distiltune.comparison.runs import (
@@ -179,39 +179,6 @@ def run_compare(arguments: argparse.Namespace) -> None:
         _log_to_sweep(root, parent, comparison, files)
 
 
-def run_explain(arguments: argparse.Namespace) -> None:
-    """`distiltune explain`.
-
-    Raises:
-        InputError: the text, the class, the model or the place of the page is no such thing.
-    """
-    _check_file("--html", arguments.html)
-    text = arguments.text if arguments.file is None else _read_text(arguments.file)
-    # Only here: the other commands compute no model.
-    from distiltune.explaining.classifier import load_classifier
-    from distiltune.explaining.page import write_page
-    from distiltune.explaining.run import explain
-    from distiltune.explaining.terminal import format_explanation, has_colours, write
-
-    classifier = load_classifier(arguments.model)
-    print(f"{arguments.model}: on {classifier.runtime.description}", file=sys.stderr, flush=True)
-    found = explain(classifier, text, arguments.label_name, arguments.steps)
-    if arguments.html:
-        write_page(found, arguments.html)
-    write(format_explanation(found, colours=has_colours(sys.stdout)))
-    if arguments.html:
-        write(f"\npage: {arguments.html}")
-
-
-def _read_text(file: Path) -> str:
-    if not file.is_file():
-        raise InputError(f"--file: {file}: no such file")
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"--file: {file}: not UTF-8 ({error})") from None
-
-
 def _all_with_records(root: Path, stored: Sequence[store.StoredRun]) -> list[Run]:
     runs = []
     for run in stored:
@@ -266,12 +233,7 @@ def _warning_where_mlflow_fails() -> Iterator[None]:
 
 def _check_outputs(arguments: argparse.Namespace, default: Path) -> None:
     report_folder(arguments.output or default)
-    _check_file("--json", arguments.json)
-
-
-def _check_file(option: str, file: Path | None) -> None:
-    if file and (file.is_dir() or not file.parent.is_dir()):
-        raise InputError(f"{option}: {file}: must be a file in a folder that is there")
+    check_new_file("--json", arguments.json)
 
 
 def _root() -> Path:

@@ -7,9 +7,9 @@ import itertools
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,9 @@ from distiltune.artifacts import (
     write_reviews,
 )
 from distiltune.config import CsvRow, ImdbRow
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 IMDB_INFO = DatasetInfo(dataset="imdb", label_names=("negative", "positive"))
 IMDB_MEMBER = re.compile(r"aclImdb/(test|train)/(pos|neg)/([0-9]+_[0-9]+\.txt)")
@@ -243,27 +246,45 @@ def _check_columns(path: Path, found: list[str], wanted: tuple[str, str]) -> Non
 
 
 def _read_csv(path: Path, *columns: str) -> Iterator[Rows]:
-    # Only here: a third of the start of `watch`, which runs at every `dvc repro`.
-    import pandas as pd
-
     text_column, label_column = columns
-    # Everything as written: `NA` is a word, and 007 is not 7.
-    as_written: dict[str, Any] = {"encoding": "utf-8-sig", "dtype": str, "keep_default_na": False}
-    try:
-        header = pd.read_csv(path, header=None, nrows=1, **as_written).iloc[0].tolist()
+
+    def check(header: list[str]) -> None:
         for name in columns:
             if header.count(name) > 1:
                 raise InputError(f"{path}: column {name!r} stands there twice")
+        _check_columns(path, header, (text_column, label_column))
+
+    for frame in read_csv_frames(path, check):
+        yield frame[text_column].tolist(), frame[label_column].tolist()
+
+
+def read_csv_frames(path: Path, check: Callable[[list[str]], object]) -> Iterator["pd.DataFrame"]:
+    """The rows of a CSV file, some at a time, every field as it is written.
+
+    Args:
+        path: `.csv`, or `.csv.gz`.
+        check: called with the header before any row is read; raises what is wrong with it.
+
+    Raises:
+        InputError: the file is empty, no table, damaged or not UTF-8.
+    """
+    # Only here: a third of the start of `watch`, which runs at every `dvc repro`.
+    import pandas as pd
+
+    # `NA` is a word, and 007 is not 7.
+    as_written: dict[str, Any] = {"encoding": "utf-8-sig", "dtype": str, "keep_default_na": False}
+    try:
+        header = pd.read_csv(path, header=None, nrows=1, **as_written).iloc[0].tolist()
+        check(header)
         with pd.read_csv(path, chunksize=ROWS_PER_GROUP, **as_written) as reader:
             for frame in reader:
-                _check_columns(path, list(frame.columns), (text_column, label_column))
                 if not isinstance(frame.index, pd.RangeIndex):
                     # pandas would take the first fields for the names of the rows.
                     raise InputError(
                         f"{path}: not a table: row 1 has more fields than the header; "
                         "a text with a comma must stand in double quotes"
                     )
-                yield frame[text_column].tolist(), frame[label_column].tolist()
+                yield frame
     except UnicodeDecodeError:
         raise InputError(f"{path}: line {_first_bad_line(path)}: not UTF-8") from None
     except pd.errors.EmptyDataError:

@@ -1,6 +1,7 @@
 """Runs a trained model over a split, without gradients."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional
@@ -17,11 +18,17 @@ MAX_TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 16_384}
 
 @torch.inference_mode()
 def predict_logits(
-    model: PreTrainedModel, tokens: Tokens, runtime: Runtime, speed: SpeedTable = DEFAULT_SPEED
+    model: PreTrainedModel,
+    tokens: Tokens,
+    runtime: Runtime,
+    speed: SpeedTable = DEFAULT_SPEED,
+    *,
+    on_batch: Callable[[int], object] | None = None,
 ) -> torch.Tensor:
     """Logits of every review, (num_reviews, num_labels) fp32 on the CPU, in their order.
 
-    The model is left in the mode, training or not, that it was in.
+    The model is left in the mode, training or not, that it was in. `on_batch` is called
+    with each batch's number of reviews.
     """
     # Each batch has another number of reviews, for which it would be compiled anew.
     speed = dataclasses.replace(speed, compile=False)
@@ -34,6 +41,8 @@ def predict_logits(
         with runtime.autocast():
             logits = compute_logits(model, batch.ids, batch.offsets, batch.lengths, speed)
         outputs.append(logits.float())
+        if on_batch:
+            on_batch(len(batch.lengths))
     model.train(was_training)
     order = torch.cat(selections)
     in_order = torch.empty(tokens.num_reviews, outputs[0].shape[1])

