@@ -17,6 +17,7 @@ def main() -> None:
         history=Path("data/history"),
         metrics=Path("metrics/test.json"),
         predictions=Path("data/predictions.parquet"),
+        mistakes=Path("data/mistakes.json"),
         plots=Path("data/plots"),
     )
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from distiltune.artifacts import DatasetInfo
 from distiltune.evaluation.metrics import (
     accuracy_by_length,
     accuracy_with_interval,
@@ -10,6 +11,7 @@ from distiltune.evaluation.metrics import (
     calibration_error,
     classification_metrics,
 )
+from distiltune.evaluation.story import table_of_mistakes, worst_mistakes
 
 LABELS = np.array([0, 0, 0, 1, 1, 1, 1, 0])
 POSITIVE = np.array([0.1, 0.4, 0.6, 0.9, 0.8, 0.3, 0.7, 0.2])
@@ -75,3 +77,19 @@ def test_accuracy_by_length_covers_each_review_once() -> None:
         ("257_to_512", 2, 0.5),
         ("over_512", 1, 1.0),
     ]
+
+
+def test_the_surest_mistakes_come_first_and_long_reviews_are_cut() -> None:
+    # Wrong are the third with 0.6 and the sixth with 0.7.
+    rows = worst_mistakes(LABELS, BINARY)
+    assert rows.tolist() == [5, 2]
+    info = DatasetInfo(dataset="x", label_names=("negative", "positive"))
+    texts = ["short", "a" * 5000 + "b" * 5000]
+    table = table_of_mistakes(rows, texts, LABELS, BINARY, info)
+    assert table["data"] == [
+        ["short", "positive", "negative", 0.7],
+        ["a" * 1000 + " [...] " + "b" * 1000, "negative", "positive", 0.6],
+    ]
+    assert worst_mistakes(np.zeros(60, int), np.tile([0.2, 0.8], (60, 1))).tolist() == [*range(50)]
+    right = worst_mistakes(np.array([0, 1]), np.eye(2))
+    assert table_of_mistakes(right, [], np.array([0, 1]), np.eye(2), info)["data"] == []

@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from benchmarks import outages
 from benchmarks.torture import prepare
 from distiltune import InputError, location, sending, store, tracking
+from distiltune.monitoring import SystemMonitor
 from distiltune.outbox import (
     ENTRIES,
     FOLDER,
@@ -154,6 +156,17 @@ def written(root: Path, name: str, entries: list[dict[str, Any]], **changes: Any
         outbox.append(one)
     outbox.release()
     return outbox
+
+
+@pytest.mark.parametrize(
+    ("seconds", "interval", "pause"),
+    [(0, 5, 1), (20, 5, 1), (60, 5, 3), (200, 5, 5), (9, 0.2, 0.2)],
+)
+def test_a_short_run_has_its_system_metrics_too(
+    seconds: float, interval: float, pause: float
+) -> None:
+    monitor = SystemMonitor(lambda metrics, step: None, time.time() - seconds)
+    assert monitor._pause(interval) == pytest.approx(pause, abs=0.01)
 
 
 def runs(root: Path) -> list[Any]:

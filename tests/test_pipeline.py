@@ -93,6 +93,13 @@ def test_one_run_after_the_other(project: Project) -> None:
     artifacts = {file.path for folder in ("plots", "test")
                  for file in client.list_artifacts(run_id, folder)}  # fmt: skip
     assert {"plots/roc.png", "plots/confusion.csv", "test/predictions.parquet"} <= artifacts
+    note, tables = (first.tags[f"mlflow.{name}"] for name in ("note.content", "loggedArtifacts"))
+    assert "`tiny` fine-tuned on `sample` with `adam`, learning rate 0.0005" in note
+    assert json.loads(tables) == [{"path": "test/mistakes.json", "type": "table"}]
+    table = mlflow.artifacts.load_dict(f"{runs[0].info.artifact_uri}/test/mistakes.json")
+    assert table["columns"] == ["text", "label", "predicted", "probability"]
+    assert len(table["data"]) == 40 - round(40 * first.metrics["test/accuracy"])
+    assert all(label != predicted for _, label, predicted, _ in table["data"])
 
     answer = answer_of_logged_model(project, run_id)
     assert list(answer.columns) == [

@@ -19,8 +19,8 @@ from distiltune.trained import load_trained
 if TYPE_CHECKING:
     import pandas as pd
 
-# So many texts are computed in both precisions, to see how far apart they are; of fewer than
-# `MIN_TEXTS`, all are computed in fp32.
+# So many texts, those with the two best classes nearest, are computed in both precisions, to see
+# how far apart they are; of fewer than `MIN_TEXTS`, all are computed in fp32.
 NUM_PROBES, MIN_TEXTS = 16, 64
 # A text whose two best classes are nearer than this many times the largest difference seen is
 # computed in fp32 too. Of 16 normal deviates the largest is about 1.8 standard deviations.
@@ -93,12 +93,12 @@ class ReviewClassifier:
         if self.largest_difference is None and len(texts) < MIN_TEXTS:
             return predict_logits(self.model, tokens, self.exact, on_batch=on_batch)
         logits = predict_logits(self.fast_model, tokens, self.runtime, on_batch=on_batch)
-        if self.largest_difference is None:
-            # From everywhere, since a file may be sorted.
-            probes = torch.arange(NUM_PROBES) * len(texts) // NUM_PROBES
-            self._compute_exactly(texts, logits, probes)
-        assert self.largest_difference is not None
         margins = _margins(logits)
+        if self.largest_difference is None:
+            nearest = margins.topk(NUM_PROBES, largest=False).indices
+            self._compute_exactly(texts, logits, nearest)
+            margins[nearest] = torch.inf
+        assert self.largest_difference is not None
         close = (margins < SAFETY * self.largest_difference).nonzero().flatten()
         self._compute_exactly(texts, logits, close)
         return logits

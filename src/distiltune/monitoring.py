@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from distiltune.location import import_mlflow
 from distiltune.runtime import warn
 
+LEAST_SECONDS, SAMPLES_AT_LEAST = 1.0, 20
 Log = Callable[[Mapping[str, float | None], int], None]
 
 
@@ -49,7 +50,7 @@ class SystemMonitor(threading.Thread):
                 if not has_no_gpu:
                     warn(f"system metrics: {kind.__name__}: {error}")
         interval = float(MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL.get())
-        while not self._stopped.wait(interval):
+        while not self._stopped.wait(self._pause(interval)):
             values: dict[str, float | None] = {}
             for monitor in monitors:
                 try:
@@ -63,6 +64,10 @@ class SystemMonitor(threading.Thread):
                     has_warned = True
             named = {f"system/{name}": value for name, value in values.items()}
             self._log(named, round(time.time() - self._began))
+
+    def _pause(self, interval: float) -> float:
+        """Seconds to the next sample: a run of 20 seconds is to have more than four."""
+        return min(interval, max(LEAST_SECONDS, (time.time() - self._began) / SAMPLES_AT_LEAST))
 
     def stop(self) -> None:
         """End it, after what it is at."""

@@ -29,6 +29,14 @@ from distiltune.evaluation.metrics import (
     classification_metrics,
 )
 from distiltune.evaluation.plots import write_plots
+from distiltune.evaluation.story import (
+    NOTE_TAG,
+    TABLES_TAG,
+    describe,
+    table_of_mistakes,
+    tables_tag,
+    worst_mistakes,
+)
 from distiltune.inference import predict_logits
 from distiltune.models import load_model
 from distiltune.registry import ANSWERS_FILE, RECORD
@@ -49,6 +57,7 @@ def run_evaluation(
     history: Path,
     metrics: Path,
     predictions: Path,
+    mistakes: Path,
     plots: Path,
 ) -> None:
     """Evaluate the model on the test split, and log the result to the run that trained it.
@@ -62,6 +71,7 @@ def run_evaluation(
         history: the records of the training, for a run that MLflow does not have.
         metrics: the JSON file to write.
         predictions: the Parquet file to write, a row for each review.
+        mistakes: the JSON file to write, a table of the surest ones as MLflow shows it.
         plots: the folder to write.
 
     Raises:
@@ -99,6 +109,9 @@ def run_evaluation(
         pq.write_table(pa.table(columns), partial, compression="zstd")
     with new_folder(plots) as folder:
         write_plots(labels, probabilities, info.label_names, folder)
+    worst = worst_mistakes(labels, probabilities)
+    texts = read_reviews(table, ["text"])[0]["text"].take(worst).to_pylist()
+    write_json(mistakes, table_of_mistakes(worst, texts, labels, probabilities, info))
     write_json(metrics, results)
     print(
         f"test accuracy {results['accuracy']:.2%} "
@@ -109,7 +122,9 @@ def run_evaluation(
     with _find_run(config, root, model, history, facts, digest) as tracked:
         tracked.log_metrics(dict(_flat(results, "test")))
         tracked.log_files(sorted(plots.iterdir()), "plots")
-        tracked.log_files([predictions, metrics], "test")
+        tracked.log_files([predictions, metrics, mistakes], "test")
+        note = describe(facts, results, len(worst))
+        tracked.set_tags({NOTE_TAG: note, TABLES_TAG: tables_tag(f"test/{mistakes.name}")})
         # For comparisons: with these a run in MLflow says all that its files say.
         tracked.log_files([model / RUN_FILE, *sorted(history.iterdir())], RECORD)
         if config.registry.model and config.tracking.log_model:
