@@ -20,12 +20,14 @@ import torch
 
 from benchmarks import inputs
 from benchmarks.report import count, environment, record_folder
+from distiltune import InputError
 from distiltune.artifacts import write_json
 from distiltune.config import ResumeTable, TrainConfig, load
 from distiltune.optimizers import build_optimizer
 from distiltune.runtime import Runtime, choose_runtime, run_stage
-from distiltune.training.resume import ResumePoints
+from distiltune.training.resume import FOLDER, ResumePoints
 
+ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 3.0  # of work alone
 
 
@@ -48,7 +50,10 @@ def measure(num_saves: int, runtime: Runtime) -> list[dict[str, float]]:
     optimizer.step()
     matrix = torch.randn(2048, 2048, device=runtime.device)
     saves = []
-    with tempfile.TemporaryDirectory() as folder:
+    folder_of_states = ROOT / FOLDER
+    folder_of_states.mkdir(parents=True, exist_ok=True)
+    # On the disk where `train` has them; a folder for temporary files may be in memory.
+    with tempfile.TemporaryDirectory(dir=folder_of_states.parent) as folder:
         # Due again as soon as the state before is written, by which its end is seen.
         points = ResumePoints(
             Path(folder), "0" * 64, ResumeTable(every_seconds=1e-6, every_steps=None)
@@ -60,6 +65,8 @@ def measure(num_saves: int, runtime: Runtime) -> list[dict[str, float]]:
             copied = time.perf_counter()
             meanwhile = products_per_second(matrix, partial(points.is_due, step))
             write = time.perf_counter() - copied
+            if not points.wait():
+                raise InputError(f"state {step} was not written")
             rate = min(1.0, meanwhile / alone)
             saves.append(
                 {

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,12 @@ def environment(changes: dict[str, str]) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("DVC_", "MLFLOW_", "PYTEST_"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
     return {**kept, "PATH": path, "MLFLOW_DISABLE_TELEMETRY": "true", **changes}
+
+
+def _set_environment(wanted: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - wanted.keys():
+        del os.environ[name]
+    os.environ.update(wanted)
 
 
 class Project:
@@ -82,11 +88,11 @@ class Project:
     def stage_here(self, name: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """A stage's entry point, without a process of its own, which imports for seconds."""
         here, handler = Path.cwd(), signal.getsignal(signal.SIGTERM)
-        threads = torch.get_num_threads()
-        store = os.environ.get("MLFLOW_TRACKING_URI")  # where MLflow notes what it is told
+        threads, outer = torch.get_num_threads(), dict(os.environ)
         module = importlib.import_module(f"stages.{name}")
         output, errors, status = io.StringIO(), io.StringIO(), 0
         os.chdir(self.root)
+        _set_environment(environment({}))  # MLflow notes there which store it was told
         try:
             with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
                 run_stage(module.main)
@@ -96,9 +102,7 @@ class Project:
             os.chdir(here)
             signal.signal(signal.SIGTERM, handler)
             torch.set_num_threads(threads)
-            os.environ.pop("MLFLOW_TRACKING_URI", None)
-            if store is not None:
-                os.environ["MLFLOW_TRACKING_URI"] = store
+            _set_environment(outer)
         if check and status:
             raise AssertionError(f"{name}\n{output.getvalue()}\n{errors.getvalue()}")
         return subprocess.CompletedProcess([name], status, output.getvalue(), errors.getvalue())

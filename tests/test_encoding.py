@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tokenizers
 import torch
@@ -16,7 +17,7 @@ from transformers import AutoTokenizer
 
 from distiltune import InputError
 from distiltune import encoding as encoding_module
-from distiltune.artifacts import DatasetInfo, TokenWriter
+from distiltune.artifacts import DatasetInfo, TokenWriter, read_reviews, write_reviews
 from distiltune.batching import Tokens, batches, bucketed_batches, epoch_order, gather, read_tokens
 from distiltune.config import TokenizerRow
 from distiltune.dataset import read_imdb, write_table
@@ -193,6 +194,25 @@ def test_a_cut_token_file_is_refused(table: Path, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(InputError, match="damaged"):
         read_tokens(path)
+
+
+def test_the_same_reviews_have_the_same_digest_whatever_their_tokens(
+    table: Path, tmp_path: Path
+) -> None:
+    digests = []
+    for length in (8, 5):
+        encode_split(Encoder(number_tokenizer(), length, "head"), table, tmp_path / "t.safetensors")
+        digests.append(read_tokens(tmp_path / "t.safetensors").reviews_sha256)
+    assert digests[0] == digests[1] and len(digests[0]) == 64
+    reviews = read_reviews(table)[0]
+    for column, value in (("text", "other"), ("label", 1 - reviews["label"][0].as_py())):
+        rows = reviews.to_pylist()
+        rows[0][column] = value
+        other = pa.Table.from_pylist(rows, schema=reviews.schema)
+        write_reviews(tmp_path / "o.parquet", other.to_batches(), other.schema)
+        encode_split(Encoder(number_tokenizer(), 8, "head"), tmp_path / "o.parquet",
+                     tmp_path / "o.safetensors")  # fmt: skip
+        assert read_tokens(tmp_path / "o.safetensors").reviews_sha256 not in digests
 
 
 def make_tokens(lengths: list[int], tmp_path: Path) -> Tokens:

@@ -1,6 +1,5 @@
 """`distiltune explain`: figures that add up, words put together again, page, terminal, errors."""
 
-import json
 import math
 import os
 import pty
@@ -30,8 +29,8 @@ from distiltune.artifacts import reviews_schema, write_json, write_reviews
 from distiltune.batching import Batch
 from distiltune.config import load_params
 from distiltune.encoding import Encoder, load_tokenizer, prepare_tokenizer
-from distiltune.explaining.classifier import load_classifier
 from distiltune.explaining.gradients import Attribution, integrate_gradients, quadrature
+from distiltune.explaining.model import load_explainable
 from distiltune.explaining.run import Explanation, explain
 from distiltune.explaining.words import Reading, read_text
 from distiltune.models import build_model, compute_logits, save_model
@@ -44,6 +43,7 @@ from distiltune.sample import (
     generate_reviews,
 )
 from tests.conftest import ROOT, Project
+from tests.damage import cut_the_weights, lose_a_layer, make_weights_nan, name_a_third_class
 
 PARAMS = load_params(ROOT / "params.yaml")
 LABELS = SAMPLE_INFO.label_names
@@ -138,7 +138,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def trained(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny`, trained for seconds on generated reviews that negate nothing."""
-    classifier = load_classifier(folders["tiny"])
+    classifier = load_explainable(folders["tiny"])
     model = classifier.model.train().requires_grad_(True)
     texts, labels = reviews(6000, seed=2, is_plain=True)
     ids, lengths = classifier.encoder.encode(texts)
@@ -256,7 +256,7 @@ def test_words_add_up_to_the_plain_models_difference(
     architecture: str, folders: dict[str, Path]
 ) -> None:
     """Against transformers' own padded forward pass on the text and on the baseline."""
-    classifier = load_classifier(folders[architecture])
+    classifier = load_explainable(folders[architecture])
     found = explain(classifier, REVIEW, "negative")
     ids = torch.tensor(read_text(REVIEW, classifier.encoder, classifier.tokenizer).ids)[None]
     special = {classifier.tokenizer.token_to_id(name) for name in ("[CLS]", "[SEP]")}
@@ -278,7 +278,7 @@ def test_words_equal_a_plain_sum_over_a_thousand_points(
     architecture: str, folders: dict[str, Path]
 ) -> None:
     """The method written plainly, on embeddings that transformers takes in place of ids."""
-    classifier = load_classifier(folders[architecture])
+    classifier = load_explainable(folders[architecture])
     model, text = classifier.model, "The plot was bad, but the acting superb"
     found = explain(classifier, text, "positive")
     reading = read_text(text, classifier.encoder, classifier.tokenizer)
@@ -320,10 +320,10 @@ def test_a_trained_models_strongest_words_carry_the_sentiment(
 ) -> None:
     """By chance it would be 2 of 10 words and half of the directions, as before the training."""
     texts = reviews(200, seed=5, is_plain=True)[0][:40]
-    before = load_classifier(folders["tiny"])
+    before = load_explainable(folders["tiny"])
     untrained = shares([explain(before, text, "positive", 64) for text in texts])
     assert untrained[0] < 0.6 and untrained[1] < 0.75
-    classifier = load_classifier(trained)
+    classifier = load_explainable(trained)
     decided, right = shares([explain(classifier, text, "positive") for text in texts])
     assert decided >= 0.85 and right >= 0.95
 
@@ -335,7 +335,7 @@ def test_the_same_of_the_pipelines_model_on_the_sample(new_project: Any) -> None
     project.change_params({"dataset": "sample", "model": "tiny"})
     for stage in ("download", "download_checkpoint", "split", "tokenize", "train"):
         project.stage(stage)
-    classifier = load_classifier(project.root / "data/model")
+    classifier = load_explainable(project.root / "data/model")
     found = [explain(classifier, text, "positive") for text in reviews(150, seed=11)[0]]
     decided, right = shares(found)
     assert decided >= 0.9 and right >= 0.95
@@ -439,7 +439,7 @@ def test_the_table_in_the_terminal(trained: Path, command: Any) -> None:
     table = figures(output)
     # The same word may stand there twice; the first of each is the stronger.
     assert {"superb", "gripping"} <= set(list(table)[:3])
-    by = explain(load_classifier(trained), text)
+    by = explain(load_explainable(trained), text)
     assert (
         f"{sum(by.values):+.3f} of a difference of {float(first) - float(second[1]):+.3f}" in output
     )
@@ -514,7 +514,7 @@ def test_the_page_shows_the_whole_text_and_runs_nothing(
     assert "url(" not in page.read_text() and "http://" not in page.read_text()
     titles = [a["title"] for _, a in found.tags if a.get("title")]
     assert sum(map(float, map(str, titles))) == pytest.approx(
-        sum(explain(load_classifier(trained), text).values), abs=0.001 * len(titles)
+        sum(explain(load_explainable(trained), text).values), abs=0.001 * len(titles)
     )
     for said in ("[UNK]", "log-odds", "weak to strong", "Complete:", "integrated gradients"):
         assert said in found.text
@@ -606,32 +606,6 @@ def damage(name: str, content: bytes | None) -> Callable[[Path], None]:
     return change
 
 
-def lose_a_layer(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(folder / "model.safetensors")
-    del weights["classifier.weight"]
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def cut_weights(folder: Path) -> None:
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-
-
-def break_weights(folder: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(folder / "model.safetensors")
-    weights["classifier.weight"] *= math.nan
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def name_a_third_class(folder: Path) -> None:
-    settings = json.loads((folder / "run.json").read_text())
-    write_json(folder / "run.json", {**settings, "label_names": ["a", "b", "c"]})
-
-
 DAMAGED: dict[str, tuple[Callable[[Path], None], str]] = {
     "no-weights": (damage("model.safetensors", None), "has no model.safetensors"),
     "no-settings": (damage("run.json", None), "has no run.json"),
@@ -640,9 +614,10 @@ DAMAGED: dict[str, tuple[Callable[[Path], None], str]] = {
     "config-garbage": (damage("config.json", b"\x00\xff"), "damaged"),
     "config-unknown": (damage("config.json", b'{"model_type": "none"}'), "damaged"),
     "tokenizer-garbage": (damage("tokenizer.json", b"{}"), "damaged"),
-    "weights-cut": (cut_weights, "damaged"),
+    "tokenizer-settings": (damage("tokenizer_config.json", b"{"), "tokenizer_config.json: damaged"),
+    "weights-cut": (cut_the_weights, "damaged"),
     "weights-lost": (lose_a_layer, "model.safetensors: lacks 1 weights, classifier.weight"),
-    "weights-nan": (break_weights, "no finite number"),
+    "weights-nan": (make_weights_nan, "no finite number"),
     "other-classes": (name_a_third_class, "run.json names 3 classes, config.json has 2"),
 }
 

@@ -26,7 +26,7 @@ CONFIGS = {
 # import each other.
 LAYERS = (
     {"distiltune"},
-    {"artifacts", "config", "runtime"},
+    {"artifacts", "config", "console", "runtime"},
     {"location"},
     {"logged_model", "monitoring", "outbox", "registry"},
     {"sending"},

@@ -35,6 +35,13 @@ from distiltune.predicting.progress import Progress
 from distiltune.runtime import Runtime
 from tests.bad_inputs import DATA_STAGES
 from tests.conftest import Project, environment, make_project
+from tests.damage import (
+    change_settings,
+    cut_the_weights,
+    lose_a_layer,
+    make_weights_nan,
+    name_a_third_class,
+)
 from tests.test_pipeline import runs_of
 from tests.test_start_up import loaded
 
@@ -196,6 +203,8 @@ ROWS = b"review,stars\ngood,1\nbad,2\n"
         ("a.csv", b"review,review\na,b\n", "", "column 'review' stands there twice"),
         ("a.csv", b"review,label\na,b\n", "", "has a column 'label' already"),
         ("a.csv", b"review,s\ngood,1\n,2\n ,3\n", "", "row 2: column 'review' is empty (and in 1"),
+        ("a.csv", b"text\ngood\n\nbad\n", "", "row 2: column 'text' is empty"),
+        ("a.csv", b"\ntext\ngood\n", "", "line 1 is empty, where the column's name must stand"),
         ("a.csv", b"review,s\ngood,1\n\xff,2\n", "", "line 3: not UTF-8"),
         ("a.csv", b"review,s\ngood,1\na,b,c\n", "", "not a table: Expected 2 fields in line 3"),
         ("a.csv.gz", gzip.compress(ROWS * 99)[:-9], "", "damaged or cut off"),
@@ -247,22 +256,6 @@ def test_wrong_texts_and_options_are_one_line(trained: Project, tmp_path: Path) 
     ]  # fmt: skip
 
 
-def cut_off(folder: Path) -> None:
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-
-
-def without_a_layer(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    del weights["pre_classifier.weight"]
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-
-
-def with_other_classes(folder: Path) -> None:
-    facts = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps({**facts, "label_names": ["a", "b", "c"]}))
-
-
 def with_code_of_its_own(folder: Path) -> None:
     (folder / "own.py").write_text(f"open({str(folder / 'ran')!r}, 'w')")
     facts = json.loads((folder / "config.json").read_text())
@@ -275,9 +268,18 @@ def with_code_of_its_own(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (cut_off, "the model cannot be loaded"),
-        (without_a_layer, "lacks 1 weights, pre_classifier.weight for one"),
-        (with_other_classes, "run.json names 3 classes, config.json has 2"),
+        (cut_the_weights, "the model cannot be loaded"),
+        (lose_a_layer, "lacks 1 weights, classifier.weight for one"),
+        (name_a_third_class, "run.json names 3 classes, config.json has 2"),
+        (make_weights_nan, "the model's output is no finite number"),
+        (
+            lambda folder: change_settings(folder, truncation="tail"),
+            "truncation is 'tail', none of",
+        ),
+        (
+            lambda folder: change_settings(folder, max_length=True),
+            "max_length is missing, or no int",
+        ),
         (lambda folder: (folder / "run.json").write_text("{}"), "label_names is missing"),
         (lambda folder: (folder / "run.json").write_text("{"), "run.json: damaged"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded"),
@@ -458,6 +460,29 @@ def test_half_precision_keeps_the_labels_of_full(
     # A few texts are computed in fp32.
     few = ReviewClassifier(folder, mixed_on_cpu=True).classify(texts[:20])
     assert few["probability"].tolist() == exact.classify(texts[:20])["probability"].tolist()
+
+
+def test_a_larger_difference_makes_others_close(
+    trained: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Margins in bf16 against those in fp32: the second row shows what the third needs."""
+    given = torch.tensor([1e-3] * 16 + [3e-2, 0.3, 5.0] + [9.0] * 45)
+    exact = given + torch.tensor([0.01] * 16 + [0.5, -0.4, 0.1] + [0.0] * 45)
+    classifier = ReviewClassifier(trained.root / "data/model")
+    classifier.is_mixed = True
+    texts = [f"text {i}" for i in range(len(given))]
+
+    def answer(model: Any, tokens: Any, runtime: Any, **_: Any) -> torch.Tensor:
+        if runtime is not classifier.exact:
+            return torch.stack([torch.zeros_like(given), given], dim=1)
+        rows = [texts.index(text) for text in tokens]
+        return torch.stack([torch.zeros(len(rows)), exact[rows]], dim=1)
+
+    monkeypatch.setattr(classifier_module, "predict_logits", answer)
+    monkeypatch.setattr(classifier, "_tokens", lambda texts: texts)
+    found = classifier._logits(texts, None)[:, 1]
+    assert found[:18].tolist() == exact[:18].tolist()
+    assert found[18:].tolist() == given[18:].tolist()
 
 
 class Screen(io.StringIO):

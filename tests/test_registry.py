@@ -16,13 +16,14 @@ import mlflow
 import pytest
 
 from distiltune import location, registry
-from distiltune.artifacts import RUN_FILE, write_csv, write_json
-from distiltune.registry import ANSWERS_FILE, Answers, judge
+from distiltune.artifacts import ANSWERS_FILE, RUN_FILE, write_csv, write_json
+from distiltune.registry import Answers, judge, register_if_better
 from distiltune.syncing import send_left_behind
 from distiltune.tracking import TrackedRun
 from tests.conftest import Project, environment
 
 NAME = "reviews"
+TAG = f"registry/{NAME}"
 LABELS = tuple("01" * 50)
 FACTS = {"name": "run", "params": {}, "tags": {}, "dataset": "sample", "dataset_digest": "0" * 64,
          "validation_reviews": "a" * 64, "label_names": ["negative", "positive"]}  # fmt: skip
@@ -38,9 +39,9 @@ def answers(num_wrong: int, of: str = "a", start: int = 0) -> Answers:
 @pytest.mark.parametrize(
     ("challenger", "champion", "is_better", "words"),
     [
-        # Of six flips of a coin all alike: 2 / 2**6 = 0.031.
-        (answers(4), answers(10), True, "96.00%, the champion's 90.00%: 6 of 100 reviews won, 0"),
-        (answers(5), answers(10), False, "5 of 100 reviews won, 0 lost .* p = 0.062"),
+        # Of six flips of a coin all alike: 2 / 2**6 = 0.031; of seven 0.016.
+        (answers(3), answers(10), True, "97.00%, the champion's 90.00%: 7 of 100 reviews won, 0"),
+        (answers(4), answers(10), False, "6 of 100 reviews won, 0 lost .* p = 0.031, limit 0.025"),
         (answers(10), answers(4), False, "0 of 100 reviews won, 6 lost"),
         (answers(10), answers(10), False, "0 of 100 reviews won, 0 lost .* p = 1"),
         # More right answers, but with many won and lost: 25 to 15, p = 0.15.
@@ -109,10 +110,10 @@ def test_the_champion_changes_for_a_better_one_alone(root: Path) -> None:
 
     for other in (answers(17), answers(30), answers(0, of="b")):
         run = run_with(client, log_run(root, other))
-        assert run.data.tags["registry"].startswith(f"not registered as {NAME}: ")
+        assert run.data.tags[TAG].startswith(f"not registered as {NAME}: ")
     better = run_with(client, log_run(root, answers(5)))
-    assert better.data.tags["registry"].startswith(
-        f"{NAME} version 2 is the champion: better than the champion by more than noise: "
+    assert better.data.tags[TAG].startswith(
+        f"{NAME} version 2 is the champion: against version 1: better than the champion by more "
     )
     assert champion(client).run_id == better.info.run_id
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 2
@@ -122,8 +123,71 @@ def test_a_champion_whose_record_is_gone_stays_and_says_so(root: Path) -> None:
     client = client_of(root)
     log_run(root, answers(50), has_record=False)
     run = run_with(client, log_run(root, answers(0)))
-    assert "version 1, the champion, has no record of its validation" in run.data.tags["registry"]
+    words = (
+        "against version 1: the champion's record of its validation cannot be read (there is no "
+    )
+    assert words in run.data.tags[TAG]
     assert champion(client).version == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        (RUN_FILE, "{}"),
+        (RUN_FILE, '{"validation_re'),
+        (ANSWERS_FILE, ""),
+        (ANSWERS_FILE, "label,predicted\n"),
+        (ANSWERS_FILE, "label,predicted\n1,1\n"),
+        (ANSWERS_FILE, "other\n1\n"),
+    ],
+)
+def test_a_champion_whose_record_is_damaged_stands_in_nobodys_way(
+    root: Path, file: str, content: str
+) -> None:
+    client = client_of(root)
+    first = run_with(client, log_run(root, answers(50)))
+    Path(first.info.artifact_uri.removeprefix("file://"), "record", file).write_text(content)
+    run = run_with(client, log_run(root, answers(0)))
+    assert run.info.status == "FINISHED"
+    assert "against version 1: " in run.data.tags[TAG] and champion(client).version == 1
+
+
+def test_an_alias_that_was_moved_by_hand_stays(root: Path) -> None:
+    client = client_of(root)
+    log_run(root, answers(20))
+    better = run_with(client, log_run(root, answers(5)))
+    assert champion(client).version == 2
+    client.set_registered_model_alias(NAME, "champion", "1")
+    record = [root / "files" / RUN_FILE, root / "files" / ANSWERS_FILE]
+    told = register_if_better(client, NAME, "1", better.info.run_id, record)
+    assert told == better.data.tags[TAG]
+    assert champion(client).version == 1
+
+
+def test_many_who_are_as_good_do_not_wear_the_champion_down(root: Path) -> None:
+    """Seven reviews won and none lost are enough for the first who comes, not for the third."""
+    client = client_of(root)
+    log_run(root, answers(20))
+    for num_wrong, limit in ((19, 0.025), (18, 0.0083), (13, 0.0042)):
+        run = run_with(client, log_run(root, answers(num_wrong)))
+        assert f"limit {limit:.2g} for" in run.data.tags[TAG], run.data.tags
+    assert champion(client).version == 1
+    log_run(root, answers(8))
+    assert champion(client).version == 2
+
+
+def test_a_model_that_was_not_stored_whole_is_no_champion(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def losing(*_: Any, **__: Any) -> Any:
+        raise FileNotFoundError("the model's files")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_model_artifacts", losing)
+    client = client_of(root)
+    run = run_with(client, log_run(root, answers(0)))
+    assert len(client.search_logged_models(["1"])) == 1
+    assert "MLflow has no whole model of this run" in run.data.tags[TAG]
+    assert not client.search_registered_models()
 
 
 def test_two_at_once_do_not_take_each_others_place(
@@ -140,18 +204,18 @@ def test_two_at_once_do_not_take_each_others_place(
     with ThreadPoolExecutor() as pool:
         for name, num_wrong in (("a", 20), ("b", 30)):
             pool.submit(log_run, root, answers(num_wrong), name)
-    tags = [run.data.tags["registry"] for run in client_of(root).search_runs(["1"])]
+    tags = [run.data.tags[TAG] for run in client_of(root).search_runs(["1"])]
     assert sum("the first one" in tag for tag in tags) == 1, tags
 
 
 def test_a_run_without_a_model_is_no_champion(root: Path) -> None:
     client = client_of(root)
     run = run_with(client, log_run(root, answers(0), has_model=False))
-    assert run.data.tags["registry"].endswith("MLflow has no model of this run")
+    assert run.data.tags[TAG].endswith("MLflow has no whole model of this run")
     assert not client.search_registered_models()
 
 
-@pytest.mark.parametrize("lost", ["create_model_version", "set_registered_model_alias"])
+@pytest.mark.parametrize("lost", ["create_model_version", "set_registered_model_alias", "set_tag"])
 def test_a_registration_whose_answer_is_lost_is_there_once(
     root: Path, monkeypatch: pytest.MonkeyPatch, lost: str
 ) -> None:
@@ -172,7 +236,9 @@ def test_a_registration_whose_answer_is_lost_is_there_once(
     (version,) = client.search_model_versions(f"name = '{NAME}'")
     (model,) = client.search_logged_models(["1"])
     assert len(json.loads(model.tags["mlflow.modelVersions"])) == 1
-    assert version.run_id == champion(client).run_id == run_with(client, key).info.run_id
+    run = run_with(client, key)
+    assert version.run_id == champion(client).run_id == run.info.run_id
+    assert run.data.tags[TAG] == f"{NAME} version 1 is the champion: {version.description}"
 
 
 @pytest.mark.slow
@@ -181,7 +247,7 @@ def test_the_champion_answers_over_http(prepared: Project) -> None:
     prepared.stage_here("train")
     first, again = (prepared.stage_here("evaluate").stdout for _ in range(2))
     assert "distiltune version 1 is the champion: the first" in first
-    assert "is the champion already" in again
+    assert "distiltune version 1 is the champion: the first" in again
     prepared.change_params({"registry.model": None})
     assert "champion" not in prepared.stage_here("evaluate").stdout
     with socket.socket() as probe:

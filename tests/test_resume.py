@@ -23,7 +23,7 @@ from distiltune.training.resume import FOLDER, ResumePoints
 from tests.conftest import Project, environment
 from tests.test_optimizers import ROWS, variant, with_row
 from tests.test_pipeline import runs_of
-from tests.test_training import CPU, change, new_model, read
+from tests.test_training import CPU, assert_answers_are_the_models, change, new_model, read
 
 EVERY_STEP = ResumeTable(every_seconds=None, every_steps=1)
 
@@ -238,6 +238,7 @@ def test_the_stage_goes_on_after_its_process_was_ended(
     (run,) = runs_of(prepared)
     assert run.info.status == "FINISHED"
     assert not list((prepared.root / FOLDER).glob("*"))
+    assert_answers_are_the_models(prepared)
 
     import mlflow
 

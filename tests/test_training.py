@@ -1,5 +1,6 @@
 """The training engines: same weights as a plain loop, to the bit again, options, mistakes."""
 
+import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ from distiltune import InputError
 from distiltune.batching import Tokens, epoch_order, gather, read_tokens
 from distiltune.config import AdamRow, TrainConfig, load
 from distiltune.inference import predict_logits
-from distiltune.models import build_model, pad
+from distiltune.models import build_model, load_model, pad
 from distiltune.runtime import Runtime, choose_runtime, seed_everything
 from distiltune.training.history import History, read_metrics
 from distiltune.training.native import train_native
@@ -227,6 +228,31 @@ def test_the_trainer_engine_trains_the_same_tokens(prepared: Project) -> None:
     assert [step["learning_rate"] for step in steps] == pytest.approx(rates)
     assert all(step["tokens_per_second"] > 0 for step in steps)
     assert all(step["gradient_norm"] > 0 for step in steps)
+
+
+@pytest.mark.parametrize("engine", ["native", "trainer"])
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_validation_answers_are_those_of_the_model_that_is_kept(
+    prepared: Project, engine: str, keep: str
+) -> None:
+    """By which the registry judges."""
+    prepared.change_params({"engine": engine, "train.keep": keep, "train.epochs": 4,
+                            "tracking.log_model": False})  # fmt: skip
+    prepared.stage_here("train")
+    assert_answers_are_the_models(prepared)
+
+
+def assert_answers_are_the_models(project: Project) -> None:
+    _, _, validation = read(project)
+    with (project.root / "data/history/validation.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["label"]) for row in rows] == validation.labels.tolist()
+    model = load_model(project.root / "data/model")
+    expected = predict_logits(model, validation, CPU).argmax(1).tolist()
+    assert [int(row["predicted"]) for row in rows] == expected
+    assert len(set(expected)) == 2
+    facts = json.loads((project.root / "data/model/run.json").read_text())
+    assert facts["validation_reviews"] == validation.reviews_sha256
 
 
 def test_both_engines_report_the_same_loss_of_an_accumulated_step(prepared: Project) -> None:

@@ -38,6 +38,7 @@ DIGEST_KEY = "sha256"
 # Beside a model's weights: what it was trained with and on, and how it reads a text.
 RUN_FILE = "run.json"
 WEIGHTS_FILE = "model.safetensors"
+ANSWERS_FILE = "validation.csv"  # label and predicted class of each validation review
 # Beside the history's tables: the metrics of the train stage.
 SUMMARY_FILE = "summary.json"
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from distiltune import InputError
 from distiltune.artifacts import DatasetInfo
 from distiltune.batching import Tokens
 from distiltune.inference import predict_logits
@@ -36,12 +37,14 @@ class ReviewClassifier:
         Args:
             folder: weights (safetensors), config, tokenizer and `run.json`.
             mixed_on_cpu: bf16 where the CPU multiplies it in hardware, for models that gain
-                by it. Labels stay those of fp32: what is close is computed again.
+                by it. What is close is computed again in fp32, so that labels stay what they are
+                there as far as the differences seen can tell.
 
         Raises:
             InputError: the folder is no such model, or it is damaged.
         """
         trained = load_trained(folder)
+        self.folder = folder
         self.label_names, self.encoder = trained.label_names, trained.encoder
         self.runtime = choose_runtime(
             "auto", "auto", prefer_fp32_on_cpu=trained.from_scratch or not mixed_on_cpu
@@ -73,8 +76,17 @@ class ReviewClassifier:
         Args:
             texts: one or more.
             on_batch: called with the number of texts in each batch that is done.
+
+        Raises:
+            InputError: the model's output is no finite number.
         """
-        probabilities = self._logits(texts, on_batch).double().softmax(1)
+        logits = self._logits(texts, on_batch)
+        if not logits.isfinite().all():
+            raise InputError(
+                f"{self.folder}: the model's output is no finite number; its weights are damaged, "
+                "or its training diverged"
+            )
+        probabilities = logits.double().softmax(1)
         best = probabilities.argmax(1)
         columns: dict[str, Any] = {
             "label": [self.label_names[i] for i in best.tolist()],
@@ -99,8 +111,10 @@ class ReviewClassifier:
             self._compute_exactly(texts, logits, nearest)
             margins[nearest] = torch.inf
         assert self.largest_difference is not None
-        close = (margins < SAFETY * self.largest_difference).nonzero().flatten()
-        self._compute_exactly(texts, logits, close)
+        # Each may show a larger difference, which makes others close.
+        while len(close := (margins < SAFETY * self.largest_difference).nonzero().flatten()):
+            self._compute_exactly(texts, logits, close)
+            margins[close] = torch.inf
         return logits
 
     def _compute_exactly(self, texts: list[str], logits: torch.Tensor, rows: torch.Tensor) -> None:

@@ -37,9 +37,10 @@ def _command(name: str) -> Callable[[argparse.Namespace], None]:
             from distiltune.explaining.command import run_explain
 
             return run_explain
-    from distiltune.commands import run_sync
+        case _:
+            from distiltune.commands import run_sync
 
-    return run_sync
+            return run_sync
 
 
 def parser() -> argparse.ArgumentParser:

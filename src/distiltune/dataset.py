@@ -3,6 +3,7 @@
 import csv
 import gzip
 import hashlib
+import io
 import itertools
 import re
 import tarfile
@@ -276,6 +277,13 @@ def read_csv_frames(path: Path, check: Callable[[list[str]], object]) -> Iterato
     try:
         header = pd.read_csv(path, header=None, nrows=1, **as_written).iloc[0].tolist()
         check(header)
+        # In a table of one column a blank line is a row whose text is empty.
+        if is_single := len(header) == 1:
+            as_written["skip_blank_lines"] = False
+            with _opened(path) as file:
+                is_blank = not file.readline().strip()
+            if is_blank:
+                raise InputError(f"{path}: line 1 is empty, where the column's name must stand")
         with pd.read_csv(path, chunksize=ROWS_PER_GROUP, **as_written) as reader:
             for frame in reader:
                 if not isinstance(frame.index, pd.RangeIndex):
@@ -284,7 +292,7 @@ def read_csv_frames(path: Path, check: Callable[[list[str]], object]) -> Iterato
                         f"{path}: not a table: row 1 has more fields than the header; "
                         "a text with a comma must stand in double quotes"
                     )
-                yield frame
+                yield frame.fillna("") if is_single else frame
     except UnicodeDecodeError:
         raise InputError(f"{path}: line {_first_bad_line(path)}: not UTF-8") from None
     except pd.errors.EmptyDataError:
@@ -296,9 +304,12 @@ def read_csv_frames(path: Path, check: Callable[[list[str]], object]) -> Iterato
         raise InputError(f"{path}: the gzip file is damaged or cut off: {error}") from None
 
 
+def _opened(path: Path) -> io.BufferedIOBase:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
 def _first_bad_line(path: Path) -> int:
-    opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-    with opened as file:
+    with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.decode("utf-8")

@@ -16,6 +16,7 @@ from distiltune.models import embedding_of, load_model
 TOKENIZER_FILE = "tokenizer.json"
 FILES = (RUN_FILE, WEIGHTS_FILE, "config.json", TOKENIZER_FILE, TOKENIZER_CONFIG)
 SETTINGS = {"label_names": list, "max_length": int, "truncation": str, "from_scratch": bool}
+TRUNCATIONS = ("head", "head_tail")
 MAX_REASON = 200  # characters of what the libraries say
 
 
@@ -43,9 +44,7 @@ def load_trained(folder: Path) -> TrainedModel:
     model = _load(folder, len(settings["label_names"]))
     try:
         tokenizer = load_tokenizer(folder)
-        encoder = Encoder(tokenizer, settings["max_length"], settings["truncation"])
-    # The library has no narrower one for a file that it cannot read.
-    except Exception as error:
+    except Exception as error:  # the library has no narrower one for a file that it cannot read
         raise InputError(f"{folder / TOKENIZER_FILE}: damaged: {_short(error)}") from None
     size, num_embeddings = tokenizer.get_vocab_size(), embedding_of(model).weight.shape[0]
     if size > num_embeddings:
@@ -56,7 +55,7 @@ def load_trained(folder: Path) -> TrainedModel:
     return TrainedModel(
         folder=folder,
         model=model,
-        encoder=encoder,
+        encoder=Encoder(tokenizer, settings["max_length"], settings["truncation"]),
         label_names=tuple(settings["label_names"]),
         from_scratch=settings["from_scratch"],
     )
@@ -71,8 +70,15 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         )
     settings: dict[str, Any] = read_json(folder / RUN_FILE)
     for key, kind in SETTINGS.items():
-        if not isinstance(settings, dict) or not isinstance(settings.get(key), kind):
-            raise InputError(f"{folder / RUN_FILE}: damaged: {key} is missing, or no {kind}")
+        if not isinstance(settings, dict) or type(settings.get(key)) is not kind:
+            raise InputError(
+                f"{folder / RUN_FILE}: damaged: {key} is missing, or no {kind.__name__}"
+            )
+    if settings["truncation"] not in TRUNCATIONS:
+        raise InputError(
+            f"{folder / RUN_FILE}: damaged: truncation is {settings['truncation']!r}, none of "
+            f"{', '.join(TRUNCATIONS)}"
+        )
     return settings
 
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from distiltune import InputError
 from distiltune.artifacts import (
+    ANSWERS_FILE,
     RUN_FILE,
     SUMMARY_FILE,
     WAY_OUT,
@@ -39,7 +40,7 @@ from distiltune.evaluation.story import (
 )
 from distiltune.inference import predict_logits
 from distiltune.models import load_model
-from distiltune.registry import ANSWERS_FILE, RECORD
+from distiltune.registry import RECORD
 from distiltune.runtime import choose_runtime
 from distiltune.sending import KEY_TAG, WEIGHTS_TAG
 from distiltune.tracking import TrackedRun
@@ -127,7 +128,7 @@ def run_evaluation(
         tracked.set_tags({NOTE_TAG: note, TABLES_TAG: tables_tag(f"test/{mistakes.name}")})
         # For comparisons: with these a run in MLflow says all that its files say.
         tracked.log_files([model / RUN_FILE, *sorted(history.iterdir())], RECORD)
-        if config.registry.model and config.tracking.log_model:
+        if config.registry.model:
             tracked.register(config.registry.model, model / RUN_FILE, history / ANSWERS_FILE)
 
 

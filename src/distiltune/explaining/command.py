@@ -6,10 +6,11 @@ from pathlib import Path
 
 from distiltune import InputError
 from distiltune.artifacts import check_new_file
-from distiltune.explaining.classifier import load_classifier
+from distiltune.console import write
+from distiltune.explaining.model import load_explainable
 from distiltune.explaining.page import write_page
 from distiltune.explaining.run import explain
-from distiltune.explaining.terminal import format_explanation, has_colours, write
+from distiltune.explaining.terminal import format_explanation, has_colours
 from distiltune.model_source import MODEL, model_folder
 from distiltune.runtime import project_root
 
@@ -24,7 +25,7 @@ def run_explain(arguments: argparse.Namespace) -> None:
     text = arguments.text if arguments.file is None else _read_text(arguments.file)
     name = arguments.model or str(MODEL)
     with model_folder(arguments.model, project_root()) as folder:
-        classifier = load_classifier(folder, name)
+        classifier = load_explainable(folder, name)
         print(f"{name}: on {classifier.runtime.description}", file=sys.stderr, flush=True)
         found = explain(classifier, text, arguments.label_name, arguments.steps)
     if arguments.html:

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from distiltune import InputError
-from distiltune.explaining.classifier import Classifier
 from distiltune.explaining.gradients import MAX_STEPS, Attribution, integrate_gradients
+from distiltune.explaining.model import ExplainableModel
 from distiltune.explaining.words import Word, read_text
 from distiltune.models import compute_logits, embedding_of
 
@@ -72,7 +72,10 @@ class Explanation:
 
 
 def explain(
-    classifier: Classifier, text: str, label_name: str | None = None, max_steps: int = MAX_STEPS
+    classifier: ExplainableModel,
+    text: str,
+    label_name: str | None = None,
+    max_steps: int = MAX_STEPS,
 ) -> Explanation:
     """Say what each word of a text adds to the log-odds of a class.
 

@@ -1,8 +1,6 @@
 """An explanation in the terminal."""
 
 import os
-import signal
-import sys
 from typing import TextIO
 
 from distiltune.explaining.run import Explanation
@@ -65,21 +63,6 @@ def completeness(found: Explanation) -> str:
         f"NOT SETTLED: {total}, but a word still moved by {by.change:.3f} when the steps were "
         "doubled; allow more with --steps."
     )
-
-
-def write(text: str) -> None:
-    """Print what the terminal's encoding has, and a question mark for the rest.
-
-    Who reads it may stop before the end, as `head` does; then the command ends too, without a
-    word, and with the status that a shell gives a process so ended.
-    """
-    encoding = sys.stdout.encoding or "utf-8"
-    try:
-        print(text.encode(encoding, "replace").decode(encoding), flush=True)
-    except BrokenPipeError:
-        # Or the interpreter would try to write the rest once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
 
 
 def _on_terminal(text: str) -> str:

@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from distiltune import InputError
-from distiltune.artifacts import ROWS_PER_GROUP
+from distiltune.artifacts import ROWS_PER_GROUP, check_new_file
 from distiltune.config import load_params
+from distiltune.console import write
 from distiltune.model_source import model_folder
 from distiltune.predicting.progress import Progress
 from distiltune.predicting.tables import Table, check_suffix, new_table
@@ -41,15 +41,10 @@ def run_predict(arguments: argparse.Namespace) -> None:
     texts = _lines() if arguments.texts == [STDIN] else iter(_checked_all(arguments.texts))
     with model_folder(arguments.model, root) as folder:
         classifier = _load(folder)
-        try:
-            for group in _groups(texts):
-                found = classifier.classify(group)
-                for label, probability in zip(found["label"], found["probability"], strict=True):
-                    print(f"{label}\t{probability:.4f}")
-                sys.stdout.flush()
-        except BrokenPipeError:
-            # Who reads, as `head`, has had enough. The interpreter flushes once more at its end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        for group in _groups(texts):
+            found = classifier.classify(group)
+            pairs = zip(found["label"], found["probability"], strict=True)
+            write("\n".join(f"{label}\t{probability:.4f}" for label, probability in pairs))
 
 
 def _predict_table(arguments: argparse.Namespace, root: Path) -> None:
@@ -57,8 +52,7 @@ def _predict_table(arguments: argparse.Namespace, root: Path) -> None:
     if output is None:
         raise InputError("--output: is missing; --file FILE goes with --output FILE")
     check_suffix(output, "--output")
-    if output.is_dir():
-        raise InputError(f"--output: {output}: is a folder")
+    check_new_file("--output", output)
     if output.exists() and path.exists() and output.samefile(path):
         raise InputError(f"--output: {output}: is the same file as --file")
     table = _table(arguments, root)

@@ -11,8 +11,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from distiltune.artifacts import write_csv
-from distiltune.registry import ANSWERS_FILE
+from distiltune.artifacts import ANSWERS_FILE, write_csv
 
 SECONDS_BETWEEN_LINES = 5.0
 STEPS_FILE, EPOCHS_FILE = "steps.csv", "epochs.csv"

@@ -162,6 +162,7 @@ class ResumePoints:
             _sync_folder(self.folder)
         # A full disk, say, must not end the training.
         except OSError as error:
+            partial.unlink(missing_ok=True)  # the rest of the training needs the space
             warn(f"no state saved at step {step}: {error}; the training goes on")
             return False
         for old in self._files()[NUM_KEPT:]:

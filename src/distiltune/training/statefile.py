@@ -51,7 +51,7 @@ def write_state_file(
     try:
         return _write(file, tensors, metadata, past_the_cache)
     except OSError as error:
-        if not past_the_cache or error.errno != errno.EINVAL:
+        if not past_the_cache or error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
     return _write(file, tensors, metadata, 0)  # a file system that has no other way
 

@@ -8,15 +8,15 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from distiltune import InputError
-from distiltune.encoding import Encoder, load_tokenizer
+from distiltune.encoding import TOKENIZER_CONFIG, Encoder, load_tokenizer
 from distiltune.runtime import Runtime, choose_runtime
-from distiltune.trained import load_trained
+from distiltune.trained import MAX_REASON, load_trained
 
 SINGLE_THREAD_WEIGHTS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classifier:
+class ExplainableModel:
     """A trained model that explains itself, with how it reads a text."""
 
     model: PreTrainedModel
@@ -29,7 +29,7 @@ class Classifier:
     name: str  # to be shown
 
 
-def load_classifier(folder: Path, name: str | None = None) -> Classifier:
+def load_explainable(folder: Path, name: str | None = None) -> ExplainableModel:
     """Load the folder that the train stage writes.
 
     Args:
@@ -48,7 +48,7 @@ def load_classifier(folder: Path, name: str | None = None) -> Classifier:
     reader.no_truncation()
     reader.no_padding()
     baseline_id = _baseline_id(folder, model)
-    return Classifier(
+    return ExplainableModel(
         model=model,
         encoder=trained.encoder,
         tokenizer=reader,
@@ -68,7 +68,13 @@ def _baseline_id(folder: Path, model: PreTrainedModel) -> int:
     from scratch it is the zero vector: with it the strongest word of 150 generated reviews was one
     that carries sentiment in 82 %, with [UNK] in 98 %.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers has none for each way in which a file can be wrong
+        reason = " ".join(str(error).split())[:MAX_REASON]
+        raise InputError(f"{folder / TOKENIZER_CONFIG}: damaged: {reason}") from None
     for found in (tokenizer.mask_token_id, tokenizer.unk_token_id, model.config.pad_token_id):
         if found is not None:
             return int(found)
