@@ -11,6 +11,7 @@ and can be mapped into memory. Both carry checksums, which are looked at where t
 
 import contextlib
 import csv
+import errno
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ import pyarrow.parquet as pq
 
 from distiltune import InputError
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SPLITS = ("train", "validation", "test")
 ROWS_PER_GROUP = 4096
 # By default pyarrow reads the whole file ahead, and keeps it. Without a buffer's size it reads
@@ -55,8 +57,13 @@ class DatasetInfo:
 def new_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, which takes its place if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
-        partial = Path(f.name)
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            partial = Path(file.name)
+    except OSError as error:  # which names the temporary one
+        raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         yield partial
         with partial.open("rb") as written:
@@ -64,6 +71,8 @@ def new_file(path: Path) -> Iterator[Path]:
         partial.chmod(0o644)
         partial.replace(path)
     except OSError as error:
+        if error.errno in FULL_DISK and error.filename in (None, str(partial)):
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
         if error.errno is not None:
             raise
         # Arrow's, which has its number in the text alone.
@@ -91,10 +100,12 @@ def check_new_file(option: str, file: Path | None) -> None:
     """See that a file that an option names can be written, before the work.
 
     Raises:
-        InputError: it is a folder, or its folder is not there.
+        InputError: it is a folder, or its folder is not there or not to be written to.
     """
     if file and (file.is_dir() or not file.parent.is_dir()):
         raise InputError(f"{option}: {file}: must be a file in a folder that is there")
+    if file and not os.access(file.parent, os.W_OK):
+        raise InputError(f"{option}: {file}: its folder cannot be written to")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -121,9 +121,12 @@ def _checked_all(texts: list[str]) -> list[str]:
 
 
 def _lines() -> Iterator[str]:
+    number = 0
     for number, line in enumerate(sys.stdin.buffer, start=1):
         text = line.rstrip(b"\r\n").decode("utf-8", "surrogateescape")
         yield _checked(text, f"stdin: line {number}")
+    if not number:
+        raise InputError("stdin: has no line")
 
 
 def _checked(text: str, where: str) -> str:
