@@ -11,7 +11,8 @@ from distiltune.evaluation.metrics import Labels, Probabilities
 
 NUM_MISTAKES = 50
 MAX_TEXT = 2000  # characters of a review in the table
-TOLD_APART = ("optimizer.learning_rate", "optimizer.algorithm")
+# Of the optimizer's row, where they are set.
+TOLD = ("schedule", "warmup_steps", "warmup_share", "weight_decay", "ema_decay", "swa_start_share")
 # Tags of MLflow's own: what the UI shows as the run's description, and which files as tables.
 NOTE_TAG, TABLES_TAG = "mlflow.note.content", "mlflow.loggedArtifacts"
 
@@ -63,11 +64,8 @@ def describe(facts: Mapping[str, Any], results: Mapping[str, Any], num_mistakes:
         num_mistakes: in the table of the worst.
     """
     params, tags = facts["params"], facts["tags"]
-    settings = ", ".join(
-        f"{key.removeprefix('optimizer.')} {value}"
-        for key, value in sorted(params.items())
-        if key.startswith("optimizer.") and key not in TOLD_APART and value
-    )
+    values = {name: params.get(f"optimizer.{name}") for name in TOLD}
+    settings = ", ".join(f"{name} {value}" for name, value in values.items() if value)
     lines = [
         f"**{results['accuracy']:.2%}** of {results['num_reviews']:,} test reviews are right "
         f"(95 % interval {results['accuracy_low']:.2%} to {results['accuracy_high']:.2%}); "
