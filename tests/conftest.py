@@ -8,10 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 import torch
 import yaml
@@ -51,6 +52,31 @@ def _set_environment(wanted: Mapping[str, str]) -> None:
     os.environ.update(wanted)
 
 
+@contextlib.contextmanager
+def as_if_alone(root: Path, output: io.StringIO, errors: io.StringIO) -> Iterator[None]:
+    """Inside, this process is as a new one of a user's; then it is again as it was.
+
+    Args:
+        root: where the user is.
+        output: takes what is printed.
+        errors: takes what goes to standard error.
+    """
+    here, handler = Path.cwd(), signal.getsignal(signal.SIGTERM)
+    threads, outer = torch.get_num_threads(), dict(os.environ)
+    store = mlflow.get_tracking_uri()
+    os.chdir(root)
+    _set_environment(environment({}))  # MLflow notes there which store it was told
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            yield
+    finally:
+        os.chdir(here)
+        signal.signal(signal.SIGTERM, handler)
+        torch.set_num_threads(threads)
+        mlflow.set_tracking_uri(store)
+        _set_environment(outer)
+
+
 class Project:
     """A checkout of the project with a repository of its own."""
 
@@ -87,22 +113,13 @@ class Project:
 
     def stage_here(self, name: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """A stage's entry point, without a process of its own, which imports for seconds."""
-        here, handler = Path.cwd(), signal.getsignal(signal.SIGTERM)
-        threads, outer = torch.get_num_threads(), dict(os.environ)
         module = importlib.import_module(f"stages.{name}")
         output, errors, status = io.StringIO(), io.StringIO(), 0
-        os.chdir(self.root)
-        _set_environment(environment({}))  # MLflow notes there which store it was told
         try:
-            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            with as_if_alone(self.root, output, errors):
                 run_stage(module.main)
         except SystemExit as end:
             status = int(end.code or 0)
-        finally:
-            os.chdir(here)
-            signal.signal(signal.SIGTERM, handler)
-            torch.set_num_threads(threads)
-            _set_environment(outer)
         if check and status:
             raise AssertionError(f"{name}\n{output.getvalue()}\n{errors.getvalue()}")
         return subprocess.CompletedProcess([name], status, output.getvalue(), errors.getvalue())

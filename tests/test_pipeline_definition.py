@@ -26,7 +26,7 @@ CONFIGS = {
 # import each other.
 LAYERS = (
     {"distiltune"},
-    {"artifacts", "config", "console", "runtime"},
+    {"artifacts", "config", "console", "pages", "runtime"},
     {"location"},
     {"logged_model", "monitoring", "outbox", "registry"},
     {"sending"},

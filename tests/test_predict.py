@@ -1,6 +1,5 @@
 """`distiltune predict`: texts and tables, models from folders and from MLflow, what is refused."""
 
-import contextlib
 import csv
 import dataclasses
 import gzip
@@ -34,7 +33,7 @@ from distiltune.classifier import ReviewClassifier
 from distiltune.predicting.progress import Progress
 from distiltune.runtime import Runtime
 from tests.bad_inputs import DATA_STAGES
-from tests.conftest import Project, environment, make_project
+from tests.conftest import Project, as_if_alone, environment, make_project
 from tests.damage import (
     change_settings,
     cut_the_weights,
@@ -56,11 +55,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.change_params({"tracking.system_metrics": False})
     for stage in (*DATA_STAGES, "train", "evaluate"):
         project.stage_here(stage)
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{project.root / 'mlflow.db'}")
-    version = mlflow.register_model(f"runs:/{runs_of(project)[0].info.run_id}/model", "reviews")
-    mlflow.MlflowClient().set_registered_model_alias("reviews", "best", version.version)
-    mlflow.set_tracking_uri(before)
+    with as_if_alone(project.root, io.StringIO(), io.StringIO()):
+        mlflow.set_tracking_uri(f"sqlite:///{project.root / 'mlflow.db'}")
+        version = mlflow.register_model(f"runs:/{runs_of(project)[0].info.run_id}/model", "reviews")
+        mlflow.MlflowClient().set_registered_model_alias("reviews", "best", version.version)
     return project
 
 
@@ -83,22 +81,15 @@ def predict(
     project: Project, *arguments: object, stdin: bytes = b"", command: str = "predict"
 ) -> Answer:
     """The command itself, without a process of its own."""
-    here, handler, store = Path.cwd(), signal.getsignal(signal.SIGTERM), mlflow.get_tracking_uri()
     output, errors, status = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["distiltune", command, *map(str, arguments)])
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        os.chdir(project.root)
         try:
-            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            with as_if_alone(project.root, output, errors):
                 cli.main()
         except SystemExit as end:
             status = int(end.code or 0)
-        finally:
-            os.chdir(here)
-            signal.signal(signal.SIGTERM, handler)
-            mlflow.set_tracking_uri(store)
     return Answer(status, output.getvalue(), errors.getvalue())
 
 

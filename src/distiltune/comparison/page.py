@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from distiltune.comparison.comparing import Comparison
 from distiltune.comparison.figures import LEARNING_RATES_FILE, Picture
 from distiltune.comparison.pairs import Pair, Verdict
@@ -21,6 +19,7 @@ from distiltune.comparison.tables import (
     percent,
     seconds,
 )
+from distiltune.pages import load_template
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 # More sentences than these stand behind a line to open, so that the table is not far.
@@ -53,16 +52,9 @@ def render_page(
         pictures: in their order.
         folder: where their files are; they become part of the page.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     rate = Column(group="", header="learning rate", cell=lambda v: f"{v.learning_rate:.3g}")
     columns = [rate, *accuracy_columns(comparison), *cost_columns(comparison)]
-    return environment.get_template(TEMPLATE.name).render(
+    return load_template(TEMPLATE).render(
         title=title,
         comparison=comparison,
         headline=headline(comparison),

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from distiltune.artifacts import new_file
 from distiltune.explaining.gradients import LEAST_TOLERANCE, RELATIVE_TOLERANCE
 from distiltune.explaining.run import Explanation
 from distiltune.explaining.terminal import LEAST_STRENGTH, NUM_STRONGEST, completeness
 from distiltune.explaining.words import visible
+from distiltune.pages import load_template
 
 TEMPLATE = Path(__file__).with_name("explanation.html.jinja")
 # The share of the colour in a word's ground: as much as letters stay readable on.
@@ -24,13 +23,6 @@ def write_page(found: Explanation, file: Path) -> None:
 
 def render_page(found: Explanation) -> str:
     """The page as HTML; the template escapes all that comes from outside."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     strengths = found.strengths
     pieces = []
     for text, number, is_unread in found.pieces():
@@ -54,7 +46,7 @@ def render_page(found: Explanation) -> str:
         for word, value in found.strongest[:NUM_STRONGEST]
     ]
     rest = found.strongest[NUM_STRONGEST:]
-    return environment.get_template(TEMPLATE.name).render(
+    return load_template(TEMPLATE).render(
         found=found,
         pieces=pieces,
         rows=rows,
