@@ -5,23 +5,33 @@ from pathlib import Path
 from distiltune.artifacts import write_json
 from distiltune.config import TrainConfig, load
 from distiltune.runtime import project_root, run_stage
+from distiltune.training.joining import joined
+from distiltune.training.launching import is_started, launch
 from distiltune.training.run import run_training
 
 METRICS = Path("metrics/train.json")
 
 
 def main() -> None:
-    summary, finish = run_training(
-        load(TrainConfig),
-        project_root(),
-        tokens=Path("data/tokens"),
-        tokenizer=Path("data/tokenizer"),
-        checkpoint=Path("data/checkpoint"),
-        model=Path("data/model"),
-        history=Path("data/history"),
-    )
-    write_json(METRICS, summary)
-    finish(METRICS)
+    config = load(TrainConfig)
+    if config.train.processes > 1 and not is_started():
+        launch("stages.train", config.train.processes)
+        return
+    with joined(config.train.processes, config.device) as replicas:
+        outcome = run_training(
+            config,
+            project_root(),
+            replicas,
+            tokens=Path("data/tokens"),
+            tokenizer=Path("data/tokenizer"),
+            checkpoint=Path("data/checkpoint"),
+            model=Path("data/model"),
+            history=Path("data/history"),
+        )
+    if outcome is not None:
+        summary, finish = outcome
+        write_json(METRICS, summary)
+        finish(METRICS)
 
 
 if __name__ == "__main__":

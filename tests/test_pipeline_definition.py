@@ -27,7 +27,7 @@ CONFIGS = {
 LAYERS = (
     {"distiltune"},
     {"artifacts", "config", "console", "pages", "runtime"},
-    {"location"},
+    {"location", "replicas"},
     {"logged_model", "monitoring", "outbox", "registry"},
     {"sending"},
     {"syncing"},

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from distiltune.batching import Tokens, batches, length_sorted_batches
 from distiltune.config import SpeedTable
 from distiltune.models import DEFAULT_SPEED, compute_logits
+from distiltune.replicas import ALONE, Replicas
 from distiltune.runtime import Runtime
 
 # On the CPU no more than what its caches hold of the activations.
@@ -23,12 +24,14 @@ def predict_logits(
     runtime: Runtime,
     speed: SpeedTable = DEFAULT_SPEED,
     *,
+    replicas: Replicas = ALONE,
     on_batch: Callable[[int], object] | None = None,
 ) -> torch.Tensor:
     """Logits of every review, (num_reviews, num_labels) fp32 on the CPU, in their order.
 
-    The model is left in the mode, training or not, that it was in. `on_batch` is called
-    with each batch's number of reviews.
+    The model is left in the mode, training or not, that it was in. Each of the replicas
+    computes some of the batches, and all get the logits. `on_batch` is called with each
+    batch's number of reviews.
     """
     # Each batch has another number of reviews, for which it would be compiled anew.
     speed = dataclasses.replace(speed, compile=False)
@@ -36,6 +39,7 @@ def predict_logits(
     model.eval()
     max_tokens = MAX_TOKENS_PER_BATCH[runtime.device.type]
     selections = list(length_sorted_batches(tokens.lengths, max_tokens))
+    selections = selections[replicas.rank :: replicas.num]
     outputs = []
     for batch in batches(tokens, selections, runtime.device):
         with runtime.autocast():
@@ -44,9 +48,10 @@ def predict_logits(
         if on_batch:
             on_batch(len(batch.lengths))
     model.train(was_training)
-    order = torch.cat(selections)
-    in_order = torch.empty(tokens.num_reviews, outputs[0].shape[1])
-    in_order[order] = torch.cat(outputs).cpu()
+    in_order = torch.zeros(tokens.num_reviews, model.config.num_labels)
+    if selections:
+        in_order[torch.cat(selections)] = torch.cat(outputs).cpu()
+    replicas.sum(in_order)
     return in_order
 
 

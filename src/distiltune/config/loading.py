@@ -225,6 +225,14 @@ def _contradictions(params: Params) -> typing.Iterator[str]:
     if params.engine == "trainer" and active and _averages(active):
         yield f"optimizers.{params.optimizer}.{_averages(active)}: needs engine: native"
     chosen_model = params.models.get(params.model)
+    num_processes = params.train.processes
+    if params.engine == "trainer" and num_processes > 1:
+        yield f"train.processes: {num_processes} needs engine: native; the Trainer gets 1"
+    if chosen_model:
+        chosen_size = params.train.batch_size
+        batch_size = chosen_model.training.batch_size if chosen_size == "auto" else chosen_size
+        if num_processes > batch_size:
+            yield f"train.processes: {num_processes} is more than a batch has reviews, {batch_size}"
     dropout = params.train.attention_dropout
     if dropout != "auto" and chosen_model and chosen_model.architecture.type == "lstm":
         yield (

@@ -251,6 +251,7 @@ class TrainTable:
     batch_size: Count | Literal["auto"]
     epochs: Count | Literal["auto"]
     gradient_accumulation_steps: Count
+    processes: Count
     max_gradient_norm: Annotated[float, Field(gt=0)] | None
     keep: Literal["last", "best"]
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"]

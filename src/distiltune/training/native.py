@@ -7,6 +7,7 @@ import copy
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from distiltune.batching import (
 from distiltune.config import TrainConfig
 from distiltune.inference import loss_and_accuracy, predict_logits
 from distiltune.optimizers import build_optimizer, build_schedule
+from distiltune.replicas import ALONE, Replicas
 from distiltune.runtime import Runtime
 from distiltune.training.averaging import EvaluatedWeights
 from distiltune.training.costs import EnergyMeter, OptimizerClock, optimizer_state_bytes
@@ -45,6 +47,7 @@ def train_native(
     runtime: Runtime,
     reporters: Sequence[Reporter],
     points: ResumePoints | None = None,
+    replicas: Replicas = ALONE,
 ) -> History:
     """Train the model in place and return the records of the run.
 
@@ -61,13 +64,16 @@ def train_native(
         runtime: device and precision; fp16 scales the loss (Micikevicius et al. 2018).
         reporters: are told of steps and epochs.
         points: where states are saved; a state that is found there is gone on from.
+        replicas: the processes that train the same model, each with a share of every batch;
+            but for rounding and dropout the result is that of one process.
 
     Raises:
         InputError: the warm-up is longer than the training, or the loss is no number.
+        LostProcessError: another process has ended.
         KeyboardInterrupt: on SIGINT, after the state was saved.
         SystemExit: the same on SIGTERM.
     """
-    loop = _Loop(config, model, train, validation, runtime, reporters, points)
+    loop = _Loop(config, model, train, validation, runtime, reporters, points, replicas)
     if points is not None and points.found is not None:
         loop.load_state(points.found)
         print(f"going on from step {loop.step} of {loop.num_steps}", flush=True)
@@ -107,6 +113,7 @@ class _Loop:
         runtime: Runtime,
         reporters: Sequence[Reporter],
         points: ResumePoints | None,
+        replicas: Replicas,
     ) -> None:
         self.config = config
         self.model = model
@@ -122,7 +129,8 @@ class _Loop:
         self.weights = EvaluatedWeights(model, config.optimizer_row, self.optimizer, self.num_steps)
         self.best_weights: dict[str, torch.Tensor] | None = None
         self.clock = OptimizerClock(runtime.device)
-        self.passes = Passes(config, model, train, runtime)
+        self.replicas = replicas
+        self.passes = Passes(config, model, train, runtime, replicas)
         self.scaler = self.passes.scaler
         self.step = 0
         self.window = Window()
@@ -130,7 +138,8 @@ class _Loop:
         self.points = points
         self.stop = StopRequest()
         self.energy = EnergyMeter(runtime.device)
-        self.energy_before: float | None = 0.0
+        # The others' GPUs are not measured.
+        self.energy_before: float | None = 0.0 if replicas.num == 1 else None
 
     def run_epoch(self) -> None:
         """What is left of one pass over the training split, then validation."""
@@ -141,6 +150,7 @@ class _Loop:
         self.model.train()
         for first in range(place.num_batches, len(selections), group_size):
             group = selections[first : first + group_size]
+            self.replicas.seed_step(self.config.seed, self.step)
             sums = self.passes.run(group)
             place.sums += sums
             rows = torch.cat(group)
@@ -159,10 +169,13 @@ class _Loop:
         trained = time.perf_counter()
         place.seconds = trained - began
         try:
-            # Nothing is changed here that was not put back, so a stop need not wait.
-            with self.stop.immediate(), self.weights.applied():
+            with self._stopping_while_validating(), self.weights.applied():
                 logits = predict_logits(
-                    self.model, self.validation, self.runtime, self.config.speed
+                    self.model,
+                    self.validation,
+                    self.runtime,
+                    self.config.speed,
+                    replicas=self.replicas,
                 )
         except (KeyboardInterrupt, SystemExit):
             self._save_before_the_end()
@@ -182,6 +195,11 @@ class _Loop:
         self.recorder.on_epoch(record)
         self.place = _Place(epoch=epoch + 1, sums=torch.zeros_like(place.sums))
         self.window.leave_out(time.perf_counter() - trained)
+
+    def _stopping_while_validating(self) -> AbstractContextManager[None]:
+        # Nothing is changed there that is not put back, so a stop need not wait; but several
+        # processes stop together, after a step.
+        return self.stop.immediate() if self.replicas.num == 1 else nullcontext()
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the training follows from."""
@@ -231,7 +249,9 @@ class _Loop:
             KeyboardInterrupt: on SIGINT.
             SystemExit: on SIGTERM.
         """
-        if self.stop.number is not None:
+        asked = self.replicas.agree(self.stop.number)
+        if asked is not None:
+            self.stop.number = asked  # another process may have been asked
             self._save_before_the_end()
             self.stop.check()
         elif self.points is not None and self.points.is_due(self.step):

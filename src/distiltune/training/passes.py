@@ -13,6 +13,7 @@ from distiltune import InputError
 from distiltune.batching import Batch, Tokens, divide, gather, lengths_of
 from distiltune.config import TrainConfig
 from distiltune.models import compute_logits, has_padding_free_path
+from distiltune.replicas import ALONE, Replicas
 from distiltune.runtime import Runtime, available_memory
 from distiltune.training.graphs import RecordedPasses
 
@@ -29,7 +30,12 @@ class Passes:
     """Computes a step's gradients, whatever number of passes that takes."""
 
     def __init__(
-        self, config: TrainConfig, model: PreTrainedModel, train: Tokens, runtime: Runtime
+        self,
+        config: TrainConfig,
+        model: PreTrainedModel,
+        train: Tokens,
+        runtime: Runtime,
+        replicas: Replicas = ALONE,
     ) -> None:
         """Choose how batches go through the model.
 
@@ -38,6 +44,7 @@ class Passes:
             model: on the runtime's device.
             train: the reviews.
             runtime: device and precision; fp16 scales the loss (Micikevicius et al. 2018).
+            replicas: each computes a share of every batch.
 
         Raises:
             InputError: `speed.compile` is set and there is no compiler.
@@ -46,6 +53,9 @@ class Passes:
         self.model = model
         self.train = train
         self.runtime = runtime
+        self.replicas = replicas
+        # Whole batches alone are recorded, which have as many reviews each time.
+        self.share_size = replicas.share_size(config.batch_size)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         model.train()
         self.is_padding_free = has_padding_free_path(model, config.speed)
@@ -77,39 +87,53 @@ class Passes:
 
         Raises:
             InputError: the memory does not suffice for the longest review alone.
+            LostProcessError: another process has ended.
         """
+        num_examples = sum(len(rows) for rows in group)
+        shares = [self.replicas.share(rows, lengths_of(self.train, rows)) for rows in group]
+        # Who has none computes one that does not count: so all have the same gradients to sum.
+        weight = 1.0 if any(len(rows) for rows in shares) else 0.0
+        group = [rows for rows in shares if len(rows)] or [group[0][:1]]
         while True:
             try:
-                return self._run(group)
+                sums = self._run(group, num_examples, weight)
+                break
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
             # Out here the error no longer holds the tensors of its frames.
             self._divide_more(group)
+        self.replicas.sum_gradients(list(self.model.parameters()), sums)
+        return sums
 
-    def _run(self, group: list[torch.Tensor]) -> torch.Tensor:
-        num_examples = sum(len(rows) for rows in group)
+    def _run(self, group: list[torch.Tensor], num_examples: int, weight: float) -> torch.Tensor:
         sums = torch.zeros(2, device=self.runtime.device)
         for rows in group:
             parts = self._parts(rows)
             for part in parts:
                 batch = gather(self.train, part)
-                if self.recorded and len(parts) == 1 and len(part) == self.config.batch_size:
+                if (
+                    self.recorded
+                    and len(parts) == 1
+                    and len(part) == self.share_size
+                    and num_examples == self.config.batch_size
+                ):
                     sums += self.recorded.run(
                         batch, lambda batch: self._compute(batch, self.config.batch_size)
                     )
                 else:
-                    sums += self._compute(batch.to(self.runtime.device), num_examples)
+                    on_device = batch.to(self.runtime.device)
+                    sums += weight * self._compute(on_device, num_examples, weight)
         return sums
 
-    def _compute(self, batch: Batch, num_examples: int) -> torch.Tensor:
+    def _compute(self, batch: Batch, num_examples: int, weight: float = 1.0) -> torch.Tensor:
         with self.runtime.autocast():
             logits = compute_logits(
                 self.model, batch.ids, batch.offsets, batch.lengths, self.config.speed
             )
         logits = logits[: len(batch.labels)].float()  # a filler has no label
         loss_sum = functional.cross_entropy(logits, batch.labels, reduction="sum")
-        self.scaler.scale(loss_sum / num_examples).backward()
+        self.scaler.scale(loss_sum * weight / num_examples).backward()
         right = (logits.detach().argmax(1) == batch.labels).sum()
         return torch.stack([loss_sum.detach(), right])
 
@@ -156,9 +180,10 @@ class Passes:
             return None
         with_one, with_two = self._saved_bytes(rows[:1]), self._saved_bytes(rows)
         per_token = (with_two - with_one) / int(self._costs(rows)[1])
-        budget = max(0.0, memory * MEMORY_SHARE - STATES_PER_WEIGHT * weights)
+        share = memory * MEMORY_SHARE / self.replicas.num_here
+        budget = max(0.0, share - STATES_PER_WEIGHT * weights)
         bound = max(1, int(budget / per_token))
-        if bound >= self.config.batch_size * self.train.max_length:
+        if bound >= self.share_size * self.train.max_length:
             return None
         _say_division(bound, f"{memory / 1e6:,.0f} MB of memory are free")
         return bound

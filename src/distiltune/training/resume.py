@@ -26,6 +26,7 @@ from safetensors import safe_open
 
 from distiltune.artifacts import write_json
 from distiltune.config import ResumeTable
+from distiltune.replicas import ALONE, Replicas
 from distiltune.runtime import warn
 from distiltune.training.statefile import checksum_of, write_state_file
 
@@ -45,13 +46,19 @@ class ResumePoints:
     those, and the stage runs again. `evaluate`, which DVC starts after that, removes them.
     """
 
-    def __init__(self, root: Path, fingerprint: str, table: ResumeTable) -> None:
+    def __init__(
+        self, root: Path, fingerprint: str, table: ResumeTable, replicas: Replicas = ALONE
+    ) -> None:
         """Find what an earlier attempt has left.
 
         Args:
             root: the main checkout.
             fingerprint: of all that the training is made of.
             table: how often to save; with both numbers null nothing is saved or found.
+            replicas: of these the first finds and saves, and the others read what it has found.
+
+        Raises:
+            LostProcessError: another process has ended.
         """
         self.table = table
         self.folder = root / FOLDER / fingerprint[:DIGEST_LENGTH]
@@ -62,8 +69,16 @@ class ResumePoints:
         self._copies: list[torch.Tensor] = []
         self._write: Future[bool] | None = None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="resume")
-        if not self.is_enabled:
+        if not replicas.is_first:
+            self.is_enabled = False
+            number = replicas.from_first(0)
+            self.found = _read(next(self.folder.glob(f"{number:06d}-*"))) if number else None
             return
+        if self.is_enabled:
+            self._find()
+        replicas.from_first(_number(self._files()[0]) if self.found else 0)
+
+    def _find(self) -> None:
         _remove_old(self.folder.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / "lock")
@@ -153,7 +168,7 @@ class ResumePoints:
             file.unlink(missing_ok=True)
 
     def _save(self, step: int, packed: str, tensors: dict[str, torch.Tensor]) -> bool:
-        number = max((int(file.name[:6]) for file in self._files()), default=0) + 1
+        number = max((_number(file) for file in self._files()), default=0) + 1
         partial = self.folder / ".partial"
         try:
             checksum = write_state_file(partial, tensors, {"state": packed})
@@ -179,18 +194,27 @@ class ResumePoints:
                 warn(f"{file}: damaged; taking the state before it")
                 file.unlink()
                 continue
-            with safe_open(file, framework="pt") as opened:
-                packed = json.loads(opened.metadata()["state"])
-                state: dict[str, Any] = _unpack(packed, cache(opened.get_tensor))
-                return state
+            return _read(file)
         return None
 
 
+def _number(file: Path) -> int:
+    return int(file.name[:6])
+
+
+def _read(file: Path) -> dict[str, Any]:
+    with safe_open(file, framework="pt") as opened:
+        packed = json.loads(opened.metadata()["state"])
+        state: dict[str, Any] = _unpack(packed, cache(opened.get_tensor))
+        return state
+
+
 def random_state() -> dict[str, Any]:
-    """The state of Python's, NumPy's and PyTorch's generators, on every device."""
+    """The state of Python's, NumPy's and PyTorch's generators."""
     numpy_state: Any = np.random.get_state(legacy=False)
     key = numpy_state["state"].pop("key").tolist()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    # Of the device in use alone: to ask another one takes memory there.
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
     return {
         "python": random.getstate(),
         "numpy": {**numpy_state, "key": key},
@@ -207,7 +231,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     np.random.set_state({**numpy_state, "state": {**numpy_state["state"], "key": key}})
     torch.set_rng_state(state["torch"])
     if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state(state["cuda"][0])
 
 
 def fingerprint_of(facts: Mapping[str, Any], pretrained: str | None) -> str:

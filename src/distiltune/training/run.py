@@ -27,6 +27,7 @@ from distiltune.models import (
     has_padding_free_path,
     save_model,
 )
+from distiltune.replicas import Replicas
 from distiltune.runtime import Runtime, choose_runtime, code_digest, seed_everything
 from distiltune.sending import KEY_TAG, WEIGHTS_TAG
 from distiltune.tracking import TrackedRun, version_tags
@@ -42,13 +43,14 @@ SINGLE_THREAD_WEIGHTS = 1_000_000
 def run_training(
     config: TrainConfig,
     root: Path,
+    replicas: Replicas,
     *,
     tokens: Path,
     tokenizer: Path,
     checkpoint: Path,
     model: Path,
     history: Path,
-) -> tuple[dict[str, Any], Callable[[Path], None]]:
+) -> tuple[dict[str, Any], Callable[[Path], None]] | None:
     """Train, write the model and the history, and mirror both in MLflow.
 
     A training that was cut off goes on from its last saved state (`engine: native`).
@@ -56,6 +58,7 @@ def run_training(
     Args:
         config: what the stage reads of the params.
         root: the main checkout, for MLflow's store.
+        replicas: the processes that train together, in the same folder; the first one writes.
         tokens: the folder with the token files.
         tokenizer: the tokenizer's folder, saved with the model.
         checkpoint: the pretrained weights' folder.
@@ -63,10 +66,12 @@ def run_training(
         history: the folder to write the records into.
 
     Returns:
-        The metrics of the stage, and what to call with their file once that is written.
+        The metrics of the stage, and what to call with their file once that is written;
+        `None` in the other processes.
 
     Raises:
         InputError: a param does not fit the data or the device.
+        LostProcessError: another process has ended.
     """
     train = read_tokens(tokens / "train.safetensors")
     validation = read_tokens(tokens / "validation.safetensors")
@@ -90,7 +95,8 @@ def run_training(
     padding_free = has_padding_free_path(network, config.speed) and config.engine == "native"
     print(
         f"{config.model} ({num_weights / 1e6:.1f} M weights) with {config.optimizer}, engine "
-        f"{config.engine}{', padding-free' if padding_free else ''}, on {runtime.description}\n"
+        f"{config.engine}{', padding-free' if padding_free else ''}, on {runtime.description}"
+        f"{f', {replicas.num} processes' if replicas.num > 1 else ''}\n"
         f"{train.num_reviews:,} reviews, {len(train.ids):,} tokens; {num_steps:,} steps"
         f"{_unusual(config)}",
         flush=True,
@@ -110,7 +116,10 @@ def run_training(
         "from_scratch": from_scratch,
         "training": None,
     }
-    points = _resume_points(config, root, facts, pretrained)
+    points = _resume_points(config, root, facts, pretrained, replicas)
+    if not replicas.is_first:
+        train_native(config, network, train, validation, runtime, [], points, replicas)
+        return None
     tracked = TrackedRun(root, config.tracking.experiment)
     started = time.time()
     if points:
@@ -125,7 +134,9 @@ def run_training(
             if points.found:
                 earlier = History.from_state(points.found["history"])
                 tracked.replay(earlier.steps, earlier.epochs)
-            records = train_native(config, network, train, validation, runtime, reporters, points)
+            records = train_native(
+                config, network, train, validation, runtime, reporters, points, replicas
+            )
         summary = {
             **records.summary(),
             "num_tokens": len(records.epochs) * len(train.ids),
@@ -165,14 +176,18 @@ def run_training(
 
 
 def _resume_points(
-    config: TrainConfig, root: Path, facts: dict[str, Any], pretrained: str | None
+    config: TrainConfig,
+    root: Path,
+    facts: dict[str, Any],
+    pretrained: str | None,
+    replicas: Replicas,
 ) -> ResumePoints | None:
     """Where the states of this training are; its fingerprint is noted with the facts."""
     if config.engine != "native":
         return None
     fingerprint = fingerprint_of(facts, pretrained)
     facts["training"] = fingerprint
-    return ResumePoints(root, fingerprint, config.resume)
+    return ResumePoints(root, fingerprint, config.resume, replicas)
 
 
 def _unusual(config: TrainConfig) -> str:
