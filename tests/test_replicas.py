@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -218,6 +219,27 @@ def test_torchrun_starts_them_too(prepared: Project) -> None:
     again = results(prepared)
     assert again[1] == records and all(torch.equal(again[0][k], v) for k, v in weights.items())
     assert len(runs_of(prepared)) == 3
+
+
+@pytest.mark.slow
+def test_the_recipe_for_slurm_trains(prepared: Project, tmp_path: Path) -> None:
+    """With one node, and an `srun` that runs its arguments as Slurm's does."""
+    for file, text in (("srun", '#!/bin/sh\nexec "$@"\n'), ("activate", "")):
+        (tmp_path / "bin" / file).parent.mkdir(exist_ok=True)
+        (tmp_path / "bin" / file).write_text(text)
+        (tmp_path / "bin" / file).chmod(0o755)
+    (prepared.root / ".venv").mkdir()
+    (prepared.root / ".venv" / "bin").symlink_to(tmp_path / "bin")
+    variables = {
+        "PATH": f"{tmp_path / 'bin'}:{environment({})['PATH']}",
+        "SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "1", "GPUS_PER_NODE": "2",
+    }  # fmt: skip
+    recipe = "docs/recipes/slurm.sh"
+    result = prepared.run("bash", recipe, "-S", "optimizer=adamw", env=variables)
+    assert ", 2 processes" in result.stdout
+    (run,) = runs_of(prepared)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.processes"] == "2" and run.data.params["optimizer"] == "adamw"
 
 
 @pytest.mark.slow
