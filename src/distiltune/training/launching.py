@@ -21,6 +21,8 @@ LOST_STATUS = os.EX_TEMPFAIL  # of a process that ended because another one had
 # So long may the first process take to end by itself after another one has ended.
 GRACE_SECONDS = 60.0
 POLL_SECONDS = 0.05
+# Still there, done, or ended with all the others as they were asked to, by SIGINT or SIGTERM.
+NO_FAILURE = (None, 0, 130, 143)
 
 
 def is_started() -> bool:
@@ -90,12 +92,14 @@ def _wait(processes: list[subprocess.Popen[bytes]], asked: list[int], folder: Pa
     """Wait until all have ended, hand signals on, and end who has nothing to do any more."""
     first, *others = processes
     deadline: float | None = None
+    was_given_up = False
     while first.poll() is None:
         while asked:
             first.send_signal(asked.pop(0))
-        if deadline is None and any(other.poll() for other in others):
+        if deadline is None and any(other.poll() not in NO_FAILURE for other in others):
             deadline = time.monotonic() + GRACE_SECONDS
         if deadline is not None and time.monotonic() > deadline:
+            was_given_up = True
             first.kill()
         time.sleep(POLL_SECONDS)
     ended = {rank: other.poll() for rank, other in enumerate(others, 1)}
@@ -105,9 +109,9 @@ def _wait(processes: list[subprocess.Popen[bytes]], asked: list[int], folder: Pa
         except subprocess.TimeoutExpired:
             other.kill()
             other.wait()
-    if first.returncode < 0:
+    if first.returncode < 0 and not was_given_up:
         _say_killed(0, first.returncode)
-    if first.returncode == LOST_STATUS or deadline is not None:
+    if first.returncode == LOST_STATUS or was_given_up:
         for rank, status in ended.items():
             if status is not None and status < 0:
                 _say_killed(rank, status)
