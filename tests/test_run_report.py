@@ -114,6 +114,7 @@ def axis_titles(spec: Any) -> set[str]:
 
 
 def test_pages_and_plots_of_real_runs(prepared: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared.change_params({"tracking.log_model": False, "tracking.system_metrics": False})
     for optimizer in ("adam", "adamw"):
         prepared.change_params({"optimizer": optimizer})
         prepared.stage_here("train")

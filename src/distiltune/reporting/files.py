@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from distiltune import InputError
 from distiltune.artifacts import RUN_FILE, SUMMARY_FILE
 from distiltune.experiments import get_files
@@ -56,7 +58,11 @@ def copy_workspace(root: Path, folder: Path) -> Origin:
             )
         shutil.copyfile(root / path, folder / name)
     with _dvc(root) as repository:
-        warnings = _check_status(repository.status(targets=["evaluate"], with_deps=True))
+        status = repository.status(targets=["evaluate"], with_deps=True)
+        # What is wrong with a stage comes before what that does to those behind it.
+        order = list(yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
+        stages = sorted(status, key=lambda stage: order.index(stage.partition("@")[0]))
+        warnings = _check_status({stage: status[stage] for stage in stages})
         commit = repository.get_rev()
         staged, unstaged, _ = repository.scm.status(untracked_files="no")
     changed = {path for paths in staged.values() for path in paths} | set(unstaged)
@@ -96,7 +102,7 @@ def _check_status(status: Mapping[str, Any]) -> list[str]:
     """What to warn of: a run of earlier params or code is a run, a mixture of two is none.
 
     Args:
-        status: what `dvc status` tells, by stage.
+        status: what `dvc status` tells, by stage, in the pipeline's order.
 
     Raises:
         InputError: data changed behind a stage's back.
