@@ -31,13 +31,13 @@ LAYERS = (
     {"logged_model", "monitoring", "outbox", "registry"},
     {"sending"},
     {"syncing"},
-    {"fetching", "store", "tracking"},
+    {"experiments", "fetching", "store", "tracking"},
     {"batching", "checkpoint", "dataset", "encoding", "models", "optimizers", "sample"}
     | {"splitting"},
     {"inference", "model_source", "trained"},
     {"classifier", "training"},
     {"comparison", "evaluation", "explaining", "predicting", "serving", "sweeping"},
-    {"commands"},
+    {"commands", "reporting"},
     {"cli"},
 )  # fmt: skip
 

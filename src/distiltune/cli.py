@@ -1,4 +1,4 @@
-"""The command `distiltune`: sweeps, comparisons, predictions, explanations, MLflow's share."""
+"""The command `distiltune`: sweeps, comparisons, reports, predictions, explanations, sync."""
 
 import argparse
 import contextlib
@@ -37,6 +37,10 @@ def _command(name: str) -> Callable[[argparse.Namespace], None]:
             from distiltune.explaining.command import run_explain
 
             return run_explain
+        case "report":
+            from distiltune.reporting.command import run_report
+
+            return run_report
         case _:
             from distiltune.commands import run_sync
 
@@ -132,6 +136,18 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument("--steps", default=256, type=_steps, metavar="N",
                          help="the most steps; they are doubled from 8 until the words add up "
                          "(default: 256)")  # fmt: skip
+    report = commands.add_parser(
+        "report",
+        help="write one page about one run: results, settings, curves, mistakes, costs",
+        description="Writes one HTML file, which loads nothing from anywhere, about the run whose "
+        "files are in this checkout, or about another one.",
+    )
+    report.add_argument("--experiment", metavar="NAME",
+                        help="one of DVC's experiments, or a commit (default: the files "
+                        "here)")  # fmt: skip
+    report.add_argument("--output", type=Path, metavar="FILE",
+                        help="of the page (default: reports/run.html, or "
+                        "reports/run-NAME.html)")  # fmt: skip
     return found
 
 

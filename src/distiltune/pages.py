@@ -1,5 +1,6 @@
 """The templates of the pages that commands write: each one file with all it shows."""
 
+import base64
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
@@ -19,3 +20,8 @@ def load_template(file: Path) -> Template:
         lstrip_blocks=True,
     )
     return environment.get_template(file.name)
+
+
+def as_data_uri(picture: Path) -> str:
+    """A PNG file as an address that holds it, for a page of one file."""
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"

@@ -1,6 +1,5 @@
 """The page of a comparison: one file with all it shows."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from distiltune.comparison.tables import (
     percent,
     seconds,
 )
-from distiltune.pages import load_template
+from distiltune.pages import as_data_uri, load_template
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 # More sentences than these stand behind a line to open, so that the table is not far.
@@ -61,7 +60,7 @@ def render_page(
         verdict_groups=verdict_groups(comparison),
         column_groups=[(group, len(numbers)) for group, numbers in grouped(columns)],
         columns=columns,
-        pictures=[(picture, _as_data(folder / picture.file)) for picture in pictures],
+        pictures=[(picture, as_data_uri(folder / picture.file)) for picture in pictures],
         has_learning_rates=any(picture.file == LEARNING_RATES_FILE for picture in pictures),
         num_tested=sum(pair.p_value is not None for pair in comparison.pairs),
         pair_rows=[_pair_cells(pair) for pair in comparison.pairs],
@@ -188,10 +187,6 @@ def _run_rows(comparison: Comparison) -> list[dict[str, Any]]:
         for name, runs in comparison.runs.items()
         for run in runs
     ]
-
-
-def _as_data(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _listed(names: Sequence[str]) -> str:

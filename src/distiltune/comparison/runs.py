@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from distiltune import InputError
 from distiltune.artifacts import RUN_FILE, SUMMARY_FILE, read_json
 from distiltune.comparison.pairs import Right
+from distiltune.experiments import get_files
 from distiltune.store import download_files, read_figures
 from distiltune.training.history import EPOCHS_FILE, STEPS_FILE, read_metrics
 
@@ -26,6 +27,8 @@ FILES = {
     "test.json": ("metrics/test.json", "test/test.json"),
     "predictions.parquet": ("data/predictions.parquet", "test/predictions.parquet"),
 }
+PATHS = {name: path for name, (path, _) in FILES.items()}
+TRAINING_FILES = (RUN_FILE, SUMMARY_FILE, STEPS_FILE, EPOCHS_FILE)
 # What a variant is made of, and what two of its runs may differ in.
 VARIANT_PARAMS = ("optimizer", "learning_rate")
 TEST_SPLIT = "test split"
@@ -128,7 +131,7 @@ def runs_of_experiments(root: Path, names: Iterable[str]) -> list[Run]:
     runs = []
     for name in names:
         with tempfile.TemporaryDirectory() as temporary:
-            _get_files(root, name, FILES, Path(temporary))
+            get_files(root, name, PATHS, Path(temporary))
             runs.append(read_run(Path(temporary), f"experiment {name}"))
     return runs
 
@@ -156,7 +159,7 @@ def tried_rate(root: Path, name: str) -> TriedRate:
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        _get_files(root, name, [RUN_FILE, SUMMARY_FILE, STEPS_FILE, EPOCHS_FILE], folder)
+        get_files(root, name, {file: PATHS[file] for file in TRAINING_FILES}, folder)
         params = read_json(folder / RUN_FILE)["params"]
         summary = read_json(folder / SUMMARY_FILE)
         _, epochs = read_metrics(folder)
@@ -200,27 +203,3 @@ def best_rates(tried: Iterable[TriedRate]) -> dict[str, TriedRate]:
     for rate in sorted(finished, key=lambda t: (-t.validation_accuracy, t.validation_loss)):
         best.setdefault(rate.optimizer, rate)
     return best
-
-
-def _get_files(root: Path, name: str, wanted: Iterable[str], folder: Path) -> None:
-    from dvc.api import DVCFileSystem
-    from dvc.exceptions import DvcException
-    from dvc.scm import RevError
-    from scmrepo.exceptions import SCMError
-
-    path = ""
-    try:
-        files = DVCFileSystem(repo=str(root), rev=name)
-        for target in wanted:
-            path = FILES[target][0]
-            files.get_file(path, str(folder / target))
-    except (RevError, SCMError):
-        raise InputError(
-            f"{name!r} is no experiment, branch, tag or commit; `dvc exp list` names them"
-        ) from None
-    except (FileNotFoundError, DvcException):
-        raise InputError(
-            f"{name}: {path} is neither in git nor in DVC's cache; it has no test results (nor has "
-            "what a search for rates tried), or they are gone: `dvc exp pull` brings them where a "
-            "remote has them, else run it again"
-        ) from None
