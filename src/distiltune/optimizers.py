@@ -3,7 +3,6 @@
 A new one is a class of its row in `config/schema.py`, and a function here in `OPTIMIZERS`.
 """
 
-import importlib
 import re
 from collections.abc import Callable
 from typing import Any, cast
@@ -22,6 +21,7 @@ from distiltune.config import (
     SgdRow,
     SoapRow,
 )
+from distiltune.runtime import import_extra
 
 Group = dict[str, Any]
 Builder = Callable[[list[Group], Any, bool], torch.optim.Optimizer]
@@ -49,7 +49,7 @@ def build_adamw_8bit(groups: list[Group], row: AdamRow, fused: bool) -> torch.op
     Embeddings keep 32 bits, as the paper advises, and so do weights of less than 4,096
     numbers. Its kernel is fused whatever `fused` says.
     """
-    bitsandbytes = _import_extra("bitsandbytes", "adamw_8bit", "8bit")
+    bitsandbytes = import_extra("bitsandbytes", "8bit", "algorithm: 'adamw_8bit'")
     manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
     for group in groups:
         if group["role"] == "embedding":
@@ -266,13 +266,3 @@ def build_schedule(
             name, optimizer, num_warmup_steps=num_warmup_steps, num_training_steps=num_steps
         ),
     )
-
-
-def _import_extra(package: str, algorithm: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise InputError(
-            f"algorithm: {algorithm!r} needs the package {package} ({error}); "
-            f"pip install '.[{extra}]' in the project's folder"
-        ) from None

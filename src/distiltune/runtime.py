@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import importlib
 import os
 import random
 import signal
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -76,6 +77,26 @@ def project_root() -> Path:
     DVC names it in `DVC_ROOT`; without DVC it is the working directory.
     """
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def import_extra(package: str, extra: str, setting: str) -> Any:
+    """Import what only an extra of this package installs.
+
+    Args:
+        package: to import.
+        extra: which installs it.
+        setting: what was asked for, to be named.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(
+            f"{setting} needs the package {package} ({error}); "
+            f"pip install '.[{extra}]' in the project's folder"
+        ) from None
 
 
 def code_digest(stage: str, pipeline: Path = Path("dvc.yaml")) -> str:

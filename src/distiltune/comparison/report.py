@@ -1,14 +1,12 @@
 """A comparison as text for the terminal, as JSON, and as a folder with tables and a page."""
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distiltune import InputError
-from distiltune.artifacts import new_folder, write_csv, write_json
+from distiltune.artifacts import new_folder, replaceable_folder, write_csv, write_json
 from distiltune.comparison.comparing import Comparison
 from distiltune.comparison.figures import write_figures
 from distiltune.comparison.page import render_page
@@ -77,18 +75,7 @@ def report_folder(folder: Path) -> Path:
     Raises:
         InputError: it is there and holds something else, which would be lost.
     """
-    # Without links and dots: a folder cannot be replaced by such a name.
-    folder = folder.resolve()
-    above = next(parent for parent in folder.parents if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InputError(f"{folder}: cannot be made in {above}; name another folder")
-    if folder.exists() and not (folder / REPORT_FILE).is_file():
-        if not folder.is_dir() or any(folder.iterdir()):
-            raise InputError(
-                f"{folder}: is there and is not a report (no {REPORT_FILE} in it), "
-                "and would be replaced; name another folder"
-            )
-    return folder
+    return replaceable_folder(folder, REPORT_FILE, "a report")
 
 
 def write_report(comparison: Comparison, folder: Path, title: str) -> list[Path]:

@@ -72,7 +72,8 @@ class LstmForSequenceClassification(PreTrainedModel):
         with torch.autocast(embedded.device.type, enabled=False):
             states, _ = self.lstm(embedded)  # (num_reviews, longest, hidden_size)
         last = attention_mask.sum(1) - 1
-        final = states[torch.arange(len(last), device=last.device), last]
+        # Not `len`, which `torch.export` takes for a constant.
+        final = states[torch.arange(last.shape[0], device=last.device), last]
         logits = self.classifier(self.dropout(final))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)

@@ -1,0 +1,1 @@
+"""Writes a trained model for programs that know nothing of this package."""
