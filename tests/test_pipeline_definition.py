@@ -36,7 +36,8 @@ LAYERS = (
     | {"splitting"},
     {"inference", "model_source", "trained"},
     {"classifier", "training"},
-    {"comparison", "evaluation", "explaining", "predicting", "serving", "sweeping"},
+    {"comparison", "evaluation", "explaining", "predicting", "serving", "sweeping"}
+    | {"ui"},
     {"commands"},
     {"cli"},
 )  # fmt: skip

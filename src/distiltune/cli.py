@@ -1,4 +1,4 @@
-"""The command `distiltune`: sweeps, comparisons, predictions, explanations, MLflow's share."""
+"""The command `distiltune`: sweeps, comparisons, predictions, explanations, MLflow's UI."""
 
 import argparse
 import contextlib
@@ -37,6 +37,10 @@ def _command(name: str) -> Callable[[argparse.Namespace], None]:
             from distiltune.explaining.command import run_explain
 
             return run_explain
+        case "ui":
+            from distiltune.ui import run_ui
+
+            return run_ui
         case _:
             from distiltune.commands import run_sync
 
@@ -132,6 +136,13 @@ def parser() -> argparse.ArgumentParser:
     explain.add_argument("--steps", default=256, type=_steps, metavar="N",
                          help="the most steps; they are doubled from 8 until the words add up "
                          "(default: 256)")  # fmt: skip
+    ui = commands.add_parser(
+        "ui",
+        help="start MLflow's UI on the project's runs, and say where",
+        description="Serves it for this machine alone until Ctrl-C, and prints the address of the "
+        "runs, with the columns that say most. Where MLFLOW_TRACKING_URI names a server, only that.",
+    )
+    ui.add_argument("--port", default=5000, type=_count, metavar="N", help="(default: 5000)")
     return found
 
 
