@@ -140,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
         "ui",
         help="start MLflow's UI on the project's runs, and say where",
         description="Serves it for this machine alone until Ctrl-C, and prints the address of the "
-        "runs, with the columns that say most. Where MLFLOW_TRACKING_URI names a server, only that.",
+        "runs, with the columns that say most. Where MLFLOW_TRACKING_URI is a server, only that.",
     )
     ui.add_argument("--port", default=5000, type=_count, metavar="N", help="(default: 5000)")
     return found

@@ -74,13 +74,7 @@ def experiment_id(root: Path, name: str) -> str:
 def _view() -> str:
     columns = list(COLUMN_WIDTHS)
     state = {"selectedColumns": columns, "columnOrder": columns, "columnWidths": COLUMN_WIDTHS}
-    envelope = {
-        "name": VIEW.capitalize(),
-        "createdAt": 0,
-        "updatedAt": 0,
-        "state": json.dumps(state),
-    }
-    return json.dumps(envelope)
+    return json.dumps({"name": VIEW.capitalize(), "createdAt": 0, "state": json.dumps(state)})
 
 
 def find_experiment(root: Path, name: str) -> str | None:

@@ -33,7 +33,7 @@ def run_ui(arguments: argparse.Namespace) -> None:
         return
     _check_free(arguments.port)
     url = address(root, experiment, f"http://{HOST}:{arguments.port}")
-    server = subprocess.Popen(
+    server = subprocess.Popen(  # noqa: S603 (our own interpreter)
         [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store,
          "--host", HOST, "--port", str(arguments.port), "--workers", "1"],
         # Without the half-dozen processes for jobs that nobody gives it.
