@@ -16,7 +16,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help setup demo ui test test-slow test-imdb test-gpu sweep compare bench torture outages fuzz lock audit check format clean
+.PHONY: help setup demo ui screenshots test test-slow test-imdb test-ui test-gpu sweep compare bench torture outages fuzz lock audit check format clean
 
 help:  ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -55,8 +55,12 @@ demo: setup  ## the whole pipeline on generated reviews and a tiny model: no net
 	@echo "      dvc exp run -S optimizer=adamw    # another variant; dvc exp show compares"
 	@echo "      git checkout HEAD params.yaml     # back to IMDb and DistilBERT"
 
-ui: setup  ## the MLflow UI, on http://127.0.0.1:5000 (PORT=... for another)
-	mlflow ui --backend-store-uri "sqlite:///$(CURDIR)/mlflow.db" --host 127.0.0.1 --port $(PORT)
+ui: setup  ## the MLflow UI on the project's runs; prints its address (PORT=5000)
+	distiltune ui --port $(PORT)
+
+screenshots: setup  ## docs/ui-*.png anew: trains a few small runs and opens the real UI
+	$(PIP) install -c .venv/constraints.txt -e '.[browser]'
+	python -m docs.screenshots
 
 # Much of a test's time is waiting for processes to start; waiting threads leave the cores to them.
 TESTS := OMP_WAIT_POLICY=PASSIVE pytest -n 4 --dist load --maxschedchunk 1
@@ -70,6 +74,10 @@ test-slow: setup  ## also those with pretrained weights and longer trainings
 
 test-imdb: setup  ## those that read the real IMDb archive
 	pytest -m 'imdb and not slow'
+
+test-ui: setup  ## those that open the UI in Chromium
+	$(PIP) install -c .venv/constraints.txt -e '.[browser]'
+	pytest -m ui
 
 test-gpu: setup  ## those that need CUDA
 	pytest -m gpu

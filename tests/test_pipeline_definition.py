@@ -36,7 +36,8 @@ LAYERS = (
     | {"splitting"},
     {"inference", "model_source", "trained"},
     {"classifier", "training"},
-    {"comparison", "evaluation", "explaining", "exporting", "predicting", "serving", "sweeping"},
+    {"comparison", "evaluation", "explaining", "exporting", "predicting", "serving", "sweeping"}
+    | {"ui"},
     {"commands", "reporting"},
     {"cli"},
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The command `distiltune`: sweeps, comparisons, reports, predictions, explanations, exports, sync."""
+"""The command `distiltune`: its subcommands and their options."""
 
 import argparse
 import contextlib
@@ -45,6 +45,10 @@ def _command(name: str) -> Callable[[argparse.Namespace], None]:
             from distiltune.exporting.command import run_export
 
             return run_export
+        case "ui":
+            from distiltune.ui import run_ui
+
+            return run_ui
         case _:
             from distiltune.commands import run_sync
 
@@ -165,6 +169,13 @@ def parser() -> argparse.ArgumentParser:
                         help="onnx for ONNX Runtime, torch for torch.export.load "
                         "(default: onnx)")  # fmt: skip
     _add_model_option(export)
+    ui = commands.add_parser(
+        "ui",
+        help="start MLflow's UI on the project's runs, and say where",
+        description="Serves it for this machine alone until Ctrl-C, and prints the address of the "
+        "runs, with the columns that say most. Where MLFLOW_TRACKING_URI is a server, only that.",
+    )
+    ui.add_argument("--port", default=5000, type=_count, metavar="N", help="(default: 5000)")
     return found
 
 

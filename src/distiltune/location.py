@@ -1,6 +1,7 @@
 """Where MLflow's runs are: the store and its experiment, made once, and whose runs they are."""
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -15,6 +16,21 @@ from filelock import FileLock
 from distiltune.artifacts import new_file
 
 DATABASE, ARTIFACTS = "mlflow.db", "mlartifacts"
+# What the UI shows of each run, which by itself shows no figure: a view of that name, which stands
+# in the UI's menu and, by its key, in the address that `distiltune ui` prints.
+VIEW = "results"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+COLUMN_WIDTHS = {  # in pixels, in their order
+    "attributes.`Run Name`": 260,
+    "metrics.`test/accuracy`": 110,
+    "metrics.`validation/accuracy`": 150,
+    "metrics.`test/loss`": 80,
+    "params.`model`": 90,
+    "params.`optimizer`": 90,
+    "params.`seed`": 60,
+    "attributes.`Models`": 130,
+    "attributes.`Dataset`": 330,
+}
 
 
 def open_store(root: Path) -> Any:
@@ -39,11 +55,13 @@ def experiment_id(root: Path, name: str) -> str:
     with _alone(root):
         found = client.get_experiment_by_name(name)
         if found is not None:
+            if VIEW_TAG not in found.tags:  # of an older version
+                client.set_experiment_tag(found.experiment_id, VIEW_TAG, _view())
             return str(found.experiment_id)
         is_ours = use_store(root) == _default_uri(root)
         location = (root / ARTIFACTS).as_uri() if is_ours else None
         # The UI opens such an experiment on its runs and models.
-        tags = {"mlflow.experimentKind": "custom_model_development"}
+        tags = {"mlflow.experimentKind": "custom_model_development", VIEW_TAG: _view()}
         try:
             return str(client.create_experiment(name, location, tags))
         except mlflow.exceptions.MlflowException as error:
@@ -51,6 +69,12 @@ def experiment_id(root: Path, name: str) -> str:
                 raise
             # On a server another process, which no lock of ours stops, was a moment faster.
             return str(client.get_experiment_by_name(name).experiment_id)
+
+
+def _view() -> str:
+    columns = list(COLUMN_WIDTHS)
+    state = {"selectedColumns": columns, "columnOrder": columns, "columnWidths": COLUMN_WIDTHS}
+    return json.dumps({"name": VIEW.capitalize(), "createdAt": 0, "state": json.dumps(state)})
 
 
 def find_experiment(root: Path, name: str) -> str | None:

@@ -76,7 +76,7 @@ def describe(facts: Mapping[str, Any], results: Mapping[str, Any], num_mistakes:
         f"{params['epochs']} epochs of batches of {params['batch_size']}, "
         f"{facts['max_length']} tokens, seed {params['seed']}, on {tags['device']}.",
         "",
-        "- `train/...` and `validation/...` by step, `epoch/...` by epoch, `system/...` by second",
+        "- `train/...` by step, `validation/...` and `epoch/...` by epoch, `system/...` by second",
         "- pictures in `plots`; metrics and each review's prediction in `test`",
     ]
     if num_mistakes:
