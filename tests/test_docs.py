@@ -6,12 +6,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from distiltune.artifacts import read_reviews, write_csv
 from tests.bad_inputs import good_checkpoint
 from tests.conftest import ROOT, Project
 from tests.test_pipeline import runs_of
+from tests.test_predict import BAD, GOOD
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # What cannot run here, and why; what comes nearest to it.
@@ -24,12 +26,18 @@ NOT_RUN = {
     "kubectl apply -f docs/recipes/kubernetes.yaml": "Kubernetes",
     "torchrun --standalone --nproc-per-node 8 -m stages.train": "tests/test_replicas.py: two",
     "dvc commit train": "after that",
-    "dvc exp run -S precision=fp32": "nothing else than the others, and a training more",
+    "make ui": "tests/test_ui.py",
+    "distiltune ui --port 5005": "the same",
+    "mlflow models serve -m models:/distiltune@champion --env-manager local "
+    "--port 5001": "tests/test_registry.py",
+    "distiltune compare --experiments NAME,NAME": "names of a sweep's; tests/test_report.py",
+    "curl http://127.0.0.1:5001/invocations -H 'Content-Type: application/json' "
+    """-d '{"dataframe_records": [{"text": "A superb film."}]}'""": "the same",
 }
 
 
 # Pages that other tests follow, as they need a server.
-ELSEWHERE: dict[str, str] = {}
+ELSEWHERE = {"ui": "tests/test_ui.py"}
 # One of a page's blocks: of commands, or of text for a file.
 BLOCK = re.compile(
     r"^```(?P<language>\w+)\n(?P<text>.*?)^```$|(?P<commands>(?:^    .*\n)+)", re.M | re.S
@@ -49,11 +57,12 @@ def follow(page: str, project: Project, table: str = "", **replaced: str) -> Non
         page: its name.
         project: where.
         table: of `params.yaml`, which the page's rows are for.
-        replaced: what the page leaves to the reader, by the word that stands for it.
+        replaced: what the page leaves to the reader, or has at a larger scale.
     """
     text = (ROOT / "docs" / f"{page}.md").read_text()
     for word, value in replaced.items():
-        text = re.sub(rf"\b{word}\b", value, text)
+        assert word in text
+        text = text.replace(word, value)
     for block in BLOCK.finditer(text):
         if block["language"] == "yaml":
             params = project.root / "params.yaml"
@@ -65,7 +74,7 @@ def follow(page: str, project: Project, table: str = "", **replaced: str) -> Non
             subprocess.run(
                 ["git", "apply"], cwd=project.root, input=block["text"], text=True, check=True
             )
-        else:
+        elif block["commands"]:
             for command in commands_of(block["commands"]):
                 if command not in NOT_RUN:
                     project.run("bash", "-euc", command)
@@ -114,6 +123,32 @@ def test_your_own_optimizer(project: Project) -> None:
     follow("optimizer", project, "optimizers")
     rows = {run.data.params.get("optimizer") for run in runs_of(project)}
     assert rows >= {"adam_ema", "adam", "adamax"}
+
+
+@pytest.mark.slow
+def test_comparing(project: Project) -> None:
+    project.commit()
+    scale = {"--seeds 5": "--seeds 2", "--search-rates 5": "--search-rates 3"}
+    follow("compare", project, **scale)
+    assert (project.root / "reports/three/report.html").exists()
+
+
+@pytest.mark.slow
+def test_using_the_model(project: Project) -> None:
+    project.dvc("exp", "run", "-n", "earlier")
+    (project.root / "lines.txt").write_text(f"{GOOD}\n{BAD}\n")
+    (project.root / "review.txt").write_text(BAD)
+    write_csv(project.root / "reviews.csv", ["text"], [[GOOD], [BAD]])
+    follow("use", project, NAME="earlier")
+    assert pq.read_table(project.root / "out.parquet").num_rows == 2
+    for file in ("why.html", "run.html", "reports/run.html", "exported/model.pt2"):
+        assert (project.root / file).exists(), file
+
+
+@pytest.mark.slow
+def test_what_is_kept(project: Project) -> None:
+    project.stage_here("download")
+    follow("resume", project)
 
 
 @pytest.mark.slow
