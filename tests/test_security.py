@@ -1,14 +1,17 @@
 """The promises of SECURITY.md that no other test holds."""
 
+import argparse
 import ast
 import json
 import re
-import subprocess
+import shutil
+import socket
 import uuid
 from pathlib import Path
 
 import pytest
 
+from distiltune import InputError, ui
 from tests.conftest import ROOT, Project
 from tests.test_pipeline import runs_of
 
@@ -33,11 +36,40 @@ def test_nothing_is_unpickled_or_evaluated(file: Path) -> None:
             assert ast.unparse(node.value) == "False"
 
 
-def test_the_ui_binds_to_this_machine_alone() -> None:
-    printed = subprocess.run(
-        ["make", "--dry-run", "ui"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
-    assert "--host 127.0.0.1" in printed
+def test_the_ui_binds_to_this_machine_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+
+    def start(command: list[str], **_: object) -> None:
+        started.append(command)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ui.subprocess, "Popen", start)
+    monkeypatch.chdir(root)
+    shutil.copy(ROOT / "params.yaml", root)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        taken.listen()
+        with pytest.raises(InputError, match=rf"port {port}: .*; name another: make ui PORT=5001"):
+            ui.run_ui(argparse.Namespace(port=port))
+    with pytest.raises(KeyboardInterrupt):
+        ui.run_ui(argparse.Namespace(port=port))
+    (command,) = started
+    assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert "distiltune ui" in (ROOT / "Makefile").read_text()
+
+
+def test_the_address_of_a_server_is_shown_without_its_password(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:secret@runs.example:5000")
+    monkeypatch.setattr(ui, "open_store", lambda root: None)
+    monkeypatch.setattr(ui, "experiment_id", lambda root, name: "7")
+    monkeypatch.chdir(root)
+    shutil.copy(ROOT / "params.yaml", root)
+    ui.run_ui(argparse.Namespace(port=5000))
+    printed = capsys.readouterr().out
+    assert "http://runs.example:5000/#/experiments/7/runs?" in printed and "secret" not in printed
 
 
 def test_nothing_calls_home() -> None:

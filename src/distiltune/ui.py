@@ -1,18 +1,24 @@
 """MLflow's UI on the project's store, opened on its runs."""
 
 import argparse
+import http.client
 import os
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from distiltune import InputError
 from distiltune.config import load_params
-from distiltune.location import VIEW, experiment_id, import_mlflow, open_store, use_store
+from distiltune.location import (
+    VIEW,
+    experiment_id,
+    import_mlflow,
+    open_store,
+    store_name,
+    use_store,
+)
 from distiltune.runtime import project_root
 
 HOST = "127.0.0.1"
@@ -29,7 +35,8 @@ def run_ui(arguments: argparse.Namespace) -> None:
     experiment = load_params(root / "params.yaml").tracking.experiment
     store = use_store(root)
     if store.startswith(("http://", "https://")):
-        print(f"MLFLOW_TRACKING_URI has a UI of its own: {address(root, experiment, store)}")
+        where = address(root, experiment, store_name(root))
+        print(f"MLFLOW_TRACKING_URI has a UI of its own: {where}")
         return
     _check_free(arguments.port)
     url = address(root, experiment, f"http://{HOST}:{arguments.port}")
@@ -82,9 +89,19 @@ def _check_free(port: int) -> None:
 def _wait_for(server: "subprocess.Popen[bytes]", port: int) -> None:
     deadline = time.monotonic() + START_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5).close()
+        if _answers(port):
             return
-        except (OSError, urllib.error.URLError):
-            time.sleep(0.3)
+        time.sleep(0.3)
     raise InputError("MLflow's UI did not start; what it says stands above")
+
+
+def _answers(port: int) -> bool:
+    # Straight to it, whatever proxy the environment names.
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False  # not yet
+    finally:
+        connection.close()
