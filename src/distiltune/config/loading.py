@@ -224,8 +224,15 @@ def _contradictions(params: Params) -> typing.Iterator[str]:
     active = params.optimizers.get(params.optimizer)
     if params.engine == "trainer" and active and _averages(active):
         yield f"optimizers.{params.optimizer}.{_averages(active)}: needs engine: native"
+    if params.engine == "trainer" and params.train.r_drop:
+        yield f"train.r_drop: {params.train.r_drop:g} needs engine: native; 0.0 turns it off"
     chosen_model = params.models.get(params.model)
     dropout = params.train.attention_dropout
+    if params.train.r_drop and chosen_model and _drops_nothing(chosen_model, dropout):
+        yield (
+            f"train.r_drop: {params.train.r_drop:g} with model: {params.model}, whose two passes "
+            f"are the same without dropout; set models.{params.model}.architecture.dropout above 0"
+        )
     if dropout != "auto" and chosen_model and chosen_model.architecture.type == "lstm":
         yield (
             f"train.attention_dropout: {dropout} with model: {params.model}, an LSTM, which has "
@@ -260,6 +267,13 @@ def _contradictions(params: Params) -> typing.Iterator[str]:
             yield f"datasets.csv.paths: {file!r} leaves the project; give its absolute path"
         if not file.endswith((".csv", ".csv.gz", ".parquet")):
             yield f"datasets.csv.paths: {file!r} must end in .csv, .csv.gz or .parquet"
+
+
+def _drops_nothing(row: ModelRow, attention_dropout: float | str) -> bool:
+    """Whether a model from scratch has no dropout; a checkpoint's own is not known here."""
+    if row.architecture.type == "checkpoint" or row.architecture.dropout > 0:
+        return False
+    return row.architecture.type == "lstm" or attention_dropout in ("auto", 0.0)
 
 
 def _averages(row: OptimizerRow) -> str:

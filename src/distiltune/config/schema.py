@@ -253,6 +253,8 @@ class TrainTable:
     gradient_accumulation_steps: Count
     max_gradient_norm: Annotated[float, Field(gt=0)] | None
     keep: Literal["last", "best"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    r_drop: Annotated[float, Field(ge=0)]
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"]
     max_tokens_per_pass: Count | Literal["auto"]
     stop_below: (

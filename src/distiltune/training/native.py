@@ -21,12 +21,12 @@ from distiltune.batching import (
     random_batches,
 )
 from distiltune.config import TrainConfig
-from distiltune.inference import loss_and_accuracy, predict_logits
 from distiltune.optimizers import build_optimizer, build_schedule
 from distiltune.runtime import Runtime
 from distiltune.training.averaging import EvaluatedWeights
 from distiltune.training.costs import EnergyMeter, OptimizerClock, optimizer_state_bytes
 from distiltune.training.history import EpochRecord, History, Recorder, Reporter
+from distiltune.training.objective import Classification, Objective
 from distiltune.training.passes import Passes
 from distiltune.training.resume import (
     ResumePoints,
@@ -45,10 +45,11 @@ def train_native(
     runtime: Runtime,
     reporters: Sequence[Reporter],
     points: ResumePoints | None = None,
+    objective: Objective | None = None,
 ) -> History:
     """Train the model in place and return the records of the run.
 
-    The loss of a step is the mean over its reviews, accumulated batches together. The
+    The loss of a step is the mean over its targets, accumulated batches together. The
     training accuracy is the running one: of each batch before its update. Validation
     follows each epoch; with `keep: best` the model ends as it was after the best. An epoch
     that no accuracy so far comes up to (`train.stop_below`) is the last.
@@ -61,13 +62,15 @@ def train_native(
         runtime: device and precision; fp16 scales the loss (Micikevicius et al. 2018).
         reporters: are told of steps and epochs.
         points: where states are saved; a state that is found there is gone on from.
+        objective: what is minimised; `None` is the classification of reviews.
 
     Raises:
         InputError: the warm-up is longer than the training, or the loss is no number.
         KeyboardInterrupt: on SIGINT, after the state was saved.
         SystemExit: the same on SIGTERM.
     """
-    loop = _Loop(config, model, train, validation, runtime, reporters, points)
+    objective = objective or Classification(config, model, train, validation, runtime)
+    loop = _Loop(config, model, train, objective, runtime, reporters, points)
     if points is not None and points.found is not None:
         loop.load_state(points.found)
         print(f"going on from step {loop.step} of {loop.num_steps}", flush=True)
@@ -103,7 +106,7 @@ class _Loop:
         config: TrainConfig,
         model: PreTrainedModel,
         train: Tokens,
-        validation: Tokens,
+        objective: Objective,
         runtime: Runtime,
         reporters: Sequence[Reporter],
         points: ResumePoints | None,
@@ -111,7 +114,7 @@ class _Loop:
         self.config = config
         self.model = model
         self.train = train
-        self.validation = validation
+        self.objective = objective
         self.runtime = runtime
         self.recorder = Recorder(reporters)
         self.num_steps = config.num_steps(train.num_reviews)
@@ -122,7 +125,7 @@ class _Loop:
         self.weights = EvaluatedWeights(model, config.optimizer_row, self.optimizer, self.num_steps)
         self.best_weights: dict[str, torch.Tensor] | None = None
         self.clock = OptimizerClock(runtime.device)
-        self.passes = Passes(config, model, train, runtime)
+        self.passes = Passes(config, model, train, runtime, objective)
         self.scaler = self.passes.scaler
         self.step = 0
         self.window = Window()
@@ -137,6 +140,7 @@ class _Loop:
         place, epoch = self.place, self.place.epoch
         began = time.perf_counter() - place.seconds
         selections = self._selections(epoch)
+        self.objective.begin_epoch(epoch)
         group_size = self.config.train.gradient_accumulation_steps
         self.model.train()
         for first in range(place.num_batches, len(selections), group_size):
@@ -151,7 +155,12 @@ class _Loop:
                 epoch=epoch,
                 batch=place.num_batches,
             )
-            self.window.add(step, len(rows), int(lengths_of(self.train, rows).sum()))
+            self.window.add(
+                step,
+                num_targets=self.objective.count_targets(rows),
+                num_examples=len(rows),
+                num_tokens=int(lengths_of(self.train, rows).sum()),
+            )
             self._update(epoch - 1 + place.num_batches / len(selections))
             place.seconds = time.perf_counter() - began
             self.save_if_due()
@@ -161,21 +170,19 @@ class _Loop:
         try:
             # Nothing is changed here that was not put back, so a stop need not wait.
             with self.stop.immediate(), self.weights.applied():
-                logits = predict_logits(
-                    self.model, self.validation, self.runtime, self.config.speed
-                )
+                validation = self.objective.validate()
         except (KeyboardInterrupt, SystemExit):
             self._save_before_the_end()
             raise
-        validation_loss, validation_accuracy = loss_and_accuracy(logits, self.validation.labels)
-        self._keep(epoch, validation_accuracy, logits.argmax(1).tolist())
+        self._keep(epoch, validation.accuracy, validation.predictions)
+        num_targets = self.objective.count_targets(torch.arange(self.train.num_reviews))
         record = EpochRecord(
             epoch=epoch,
             step=self.step,
-            train_loss=train_loss / self.train.num_reviews,
-            train_accuracy=train_right / self.train.num_reviews,
-            validation_loss=validation_loss,
-            validation_accuracy=validation_accuracy,
+            train_loss=train_loss / num_targets,
+            train_accuracy=train_right / num_targets,
+            validation_loss=validation.loss,
+            validation_accuracy=validation.accuracy,
             train_seconds=place.seconds,
             validation_seconds=time.perf_counter() - trained,
         )

@@ -6,15 +6,15 @@ import shutil
 import sys
 
 import torch
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from distiltune import InputError
-from distiltune.batching import Batch, Tokens, divide, gather, lengths_of
+from distiltune.batching import Batch, Tokens, divide, lengths_of
 from distiltune.config import TrainConfig
-from distiltune.models import compute_logits, has_padding_free_path
+from distiltune.models import has_padding_free_path
 from distiltune.runtime import Runtime, available_memory
 from distiltune.training.graphs import RecordedPasses
+from distiltune.training.objective import Objective
 
 # Of the free memory, what activations may take; gradients and optimizer are counted apart.
 MEMORY_SHARE = 0.8
@@ -29,7 +29,12 @@ class Passes:
     """Computes a step's gradients, whatever number of passes that takes."""
 
     def __init__(
-        self, config: TrainConfig, model: PreTrainedModel, train: Tokens, runtime: Runtime
+        self,
+        config: TrainConfig,
+        model: PreTrainedModel,
+        train: Tokens,
+        runtime: Runtime,
+        objective: Objective,
     ) -> None:
         """Choose how batches go through the model.
 
@@ -38,6 +43,7 @@ class Passes:
             model: on the runtime's device.
             train: the reviews.
             runtime: device and precision; fp16 scales the loss (Micikevicius et al. 2018).
+            objective: computes the loss.
 
         Raises:
             InputError: `speed.compile` is set and there is no compiler.
@@ -46,6 +52,7 @@ class Passes:
         self.model = model
         self.train = train
         self.runtime = runtime
+        self.objective = objective
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
         model.train()
         self.is_padding_free = has_padding_free_path(model, config.speed)
@@ -58,6 +65,7 @@ class Passes:
         self.recorded: RecordedPasses | None = None
         if (
             config.speed.cuda_graphs
+            and objective.can_be_recorded
             and config.speed.fast_attention
             and self.is_padding_free
             and runtime.has_flash_attention
@@ -67,7 +75,7 @@ class Passes:
             self.recorded = RecordedPasses(model, train.max_length, runtime.device)
 
     def run(self, group: list[torch.Tensor]) -> torch.Tensor:
-        """Add the gradients of the mean loss over a step's batches to the parameters'.
+        """Add the gradients of the mean loss over a step's targets to the parameters'.
 
         Args:
             group: the batches' rows; no gradients are there yet.
@@ -88,29 +96,23 @@ class Passes:
             self._divide_more(group)
 
     def _run(self, group: list[torch.Tensor]) -> torch.Tensor:
-        num_examples = sum(len(rows) for rows in group)
+        num_targets = sum(self.objective.count_targets(rows) for rows in group)
         sums = torch.zeros(2, device=self.runtime.device)
         for rows in group:
             parts = self._parts(rows)
             for part in parts:
-                batch = gather(self.train, part)
+                batch = self.objective.gather(part)
                 if self.recorded and len(parts) == 1 and len(part) == self.config.batch_size:
                     sums += self.recorded.run(
                         batch, lambda batch: self._compute(batch, self.config.batch_size)
                     )
                 else:
-                    sums += self._compute(batch.to(self.runtime.device), num_examples)
+                    sums += self._compute(batch.to(self.runtime.device), num_targets)
         return sums
 
-    def _compute(self, batch: Batch, num_examples: int) -> torch.Tensor:
-        with self.runtime.autocast():
-            logits = compute_logits(
-                self.model, batch.ids, batch.offsets, batch.lengths, self.config.speed
-            )
-        logits = logits[: len(batch.labels)].float()  # a filler has no label
-        loss_sum = functional.cross_entropy(logits, batch.labels, reduction="sum")
-        self.scaler.scale(loss_sum / num_examples).backward()
-        right = (logits.detach().argmax(1) == batch.labels).sum()
+    def _compute(self, batch: Batch, num_targets: int) -> torch.Tensor:
+        loss_sum, right = self.objective.compute(batch)
+        self.scaler.scale(loss_sum / num_targets).backward()
         return torch.stack([loss_sum.detach(), right])
 
     def _parts(self, rows: torch.Tensor) -> list[torch.Tensor]:
@@ -172,15 +174,13 @@ class Passes:
             sizes[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        batch = gather(self.train, rows)
+        batch = self.objective.gather(rows)
         state = torch.get_rng_state()
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-        with hooks, self.runtime.autocast():
-            logits = compute_logits(
-                self.model, batch.ids, batch.offsets, batch.lengths, self.config.speed
-            )
+        with hooks:
+            found = self.objective.compute(batch)
         torch.set_rng_state(state)
-        del logits
+        del found
         return sum(sizes.values())
 
 
