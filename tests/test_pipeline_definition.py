@@ -19,6 +19,7 @@ CONFIGS = {
     "download-checkpoint": config.CheckpointConfig,
     "split": config.SplitConfig,
     "tokenize": config.TokenizeConfig,
+    "adapt": config.AdaptConfig,
     "train": config.TrainConfig,
     "evaluate": config.EvaluateConfig,
 }
@@ -36,7 +37,7 @@ LAYERS = (
     | {"splitting"},
     {"inference", "model_source", "trained"},
     {"classifier", "training"},
-    {"comparison", "evaluation", "explaining", "predicting", "serving", "sweeping"},
+    {"adapting", "comparison", "evaluation", "explaining", "predicting", "serving", "sweeping"},
     {"commands"},
     {"cli"},
 )  # fmt: skip

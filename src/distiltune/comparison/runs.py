@@ -29,7 +29,7 @@ FILES = {
 # What a variant is made of, and what two of its runs may differ in.
 VARIANT_PARAMS = ("optimizer", "learning_rate")
 TEST_SPLIT = "test split"
-FREE_PARAMS = ("seed", "train.log_every_steps")
+FREE_PARAMS = ("seed", "train.log_every_steps", "adapt.seed", "adapt.log_every_steps")
 
 
 @dataclass(frozen=True, kw_only=True)

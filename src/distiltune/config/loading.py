@@ -137,13 +137,12 @@ def _lines(error: pydantic.ValidationError, raw: Any, path: Path) -> list[str]:
         elif problem["type"] == "missing":
             text = "is missing"
         elif problem["type"] == "union_tag_not_found":
-            text = "needs a `type`"
-        elif problem["type"] == "union_tag_invalid" and keys[0] == "optimizers":
+            text = "needs an `algorithm`" if keys[0] == "adapt" else "needs a `type`"
+        elif problem["type"] == "union_tag_invalid" and keys[0] in ("adapt", "optimizers"):
             name += ".algorithm"
-            text = (
-                f"{value['algorithm']!r}: should be one of {problem['ctx']['expected_tags']}; "
-                "a row with a name of its own says, for example, `algorithm: adamw`"
-            )
+            text = f"{value['algorithm']!r}: should be one of {problem['ctx']['expected_tags']}"
+            if keys[0] == "optimizers":
+                text += "; a row with a name of its own says, for example, `algorithm: adamw`"
         else:
             message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
             text = f"{_short(value)}: {message}"
@@ -221,6 +220,7 @@ def _contradictions(params: Params) -> typing.Iterator[str]:
         yield from _model_contradictions(f"models.{name}", row)
     for name, variant in params.optimizers.items():
         yield from _optimizer_contradictions(f"optimizers.{name}", variant)
+    yield from _optimizer_contradictions("adapt.optimizer", params.adapt.optimizer)
     active = params.optimizers.get(params.optimizer)
     if params.engine == "trainer" and active and _averages(active):
         yield f"optimizers.{params.optimizer}.{_averages(active)}: needs engine: native"
@@ -232,6 +232,13 @@ def _contradictions(params: Params) -> typing.Iterator[str]:
         yield (
             f"train.r_drop: {params.train.r_drop:g} with model: {params.model}, whose two passes "
             f"are the same without dropout; set models.{params.model}.architecture.dropout above 0"
+        )
+    if params.adapt.epochs and params.engine == "trainer":
+        yield f"adapt.epochs: {params.adapt.epochs} needs engine: native; 0 turns adaptation off"
+    if params.adapt.epochs and chosen_model and chosen_model.architecture.type == "lstm":
+        yield (
+            f"adapt.epochs: {params.adapt.epochs} with model: {params.model}, an LSTM, which reads "
+            "from left to right and cannot look at both sides of a hidden word; set 0"
         )
     if dropout != "auto" and chosen_model and chosen_model.architecture.type == "lstm":
         yield (

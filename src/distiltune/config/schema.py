@@ -264,6 +264,19 @@ class TrainTable:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class AdaptTable:
+    """Task-adaptive pretraining (Gururangan et al. 2020); without epochs there is none."""
+
+    epochs: Annotated[int, Field(ge=0)]
+    unlabelled: bool
+    masked_share: Annotated[float, Field(gt=0, lt=1)]
+    batch_size: Count
+    seed: Seed
+    optimizer: AnyOptimizerRow
+    log_every_steps: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class SpeedTable:
     """Ways to compute the same faster; each can be turned off.
 
@@ -317,6 +330,7 @@ class Params:
     splits: Splits
     models: dict[str, ModelRow]
     tokenize: TokenizeTable
+    adapt: AdaptTable
     optimizers: dict[str, AnyOptimizerRow]
     train: TrainTable
     speed: SpeedTable

@@ -20,7 +20,7 @@ from distiltune.batching import (
     lengths_of,
     random_batches,
 )
-from distiltune.config import TrainConfig
+from distiltune.config import EngineConfig
 from distiltune.optimizers import build_optimizer, build_schedule
 from distiltune.runtime import Runtime
 from distiltune.training.averaging import EvaluatedWeights
@@ -38,7 +38,7 @@ from distiltune.training.window import Window, WindowStep
 
 
 def train_native(
-    config: TrainConfig,
+    config: EngineConfig,
     model: PreTrainedModel,
     train: Tokens,
     validation: Tokens,
@@ -103,7 +103,7 @@ class _Loop:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: EngineConfig,
         model: PreTrainedModel,
         train: Tokens,
         objective: Objective,
@@ -312,6 +312,4 @@ class _Loop:
             self.recorder.on_step(record)
 
     def _losses(self) -> list[float]:
-        return self.window.read(
-            self.step, f"lower optimizers.{self.config.optimizer}.learning_rate"
-        )
+        return self.window.read(self.step, f"lower {self.config.optimizer_path}.learning_rate")

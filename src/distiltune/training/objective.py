@@ -8,7 +8,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from distiltune.batching import Batch, Tokens, gather
-from distiltune.config import TrainConfig
+from distiltune.config import EngineConfig
 from distiltune.inference import loss_and_accuracy, predict_logits
 from distiltune.models import compute_logits
 from distiltune.runtime import Runtime
@@ -54,7 +54,7 @@ class Classification:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: EngineConfig,
         model: PreTrainedModel,
         train: Tokens,
         validation: Tokens,

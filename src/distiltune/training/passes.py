@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from distiltune import InputError
 from distiltune.batching import Batch, Tokens, divide, lengths_of
-from distiltune.config import TrainConfig
+from distiltune.config import EngineConfig
 from distiltune.models import has_padding_free_path
 from distiltune.runtime import Runtime, available_memory
 from distiltune.training.graphs import RecordedPasses
@@ -30,7 +30,7 @@ class Passes:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: EngineConfig,
         model: PreTrainedModel,
         train: Tokens,
         runtime: Runtime,
