@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertForPreTraining,
+    BertModel,
     DistilBertConfig,
     DistilBertForMaskedLM,
     DistilBertForSequenceClassification,
@@ -28,6 +32,7 @@ from distiltune import InputError
 from distiltune.adapting.masking import Masking
 from distiltune.adapting.objective import HiddenWords
 from distiltune.adapting.reviews import read_adaptation_reviews
+from distiltune.artifacts import sha256_of
 from distiltune.batching import read_tokens
 from distiltune.config import AdaptConfig, EngineConfig, SpeedTable, load, load_params
 from distiltune.dataset import write_unlabelled
@@ -36,6 +41,7 @@ from distiltune.runtime import seed_everything
 from distiltune.training.history import History
 from distiltune.training.native import train_native
 from distiltune.training.passes import Passes
+from tests.bad_inputs import good_checkpoint
 from tests.conftest import Project
 from tests.test_pipeline import runs_of
 from tests.test_resume import CutError, Cutter, assert_same, points_of
@@ -147,8 +153,10 @@ def test_the_tokenizers_own_mask_is_taken_where_there_is_one(adaptation: Adaptat
 
 def masked_models() -> Iterable[Any]:
     torch.manual_seed(0)
-    small = {"vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "embedding_size": 16,
-             "num_attention_heads": 4, "intermediate_size": 64, "initializer_range": 0.2}  # fmt: skip
+    small = {
+        "vocab_size": 400, "hidden_size": 32, "num_hidden_layers": 2, "embedding_size": 16,
+        "num_attention_heads": 4, "intermediate_size": 64, "initializer_range": 0.2,
+    }  # fmt: skip
     yield DistilBertForMaskedLM(
         DistilBertConfig(vocab_size=400, dim=32, n_layers=3, n_heads=4, hidden_dim=64,
                          initializer_range=0.2)
@@ -346,8 +354,8 @@ def test_what_cannot_be_adapted_is_refused(
 
 
 def test_a_warm_up_that_is_too_long_names_its_place(prepared: Project) -> None:
-    prepared.change_params({**ADAPT, "adapt.optimizer": {
-        "algorithm": "adam", "learning_rate": 1e-4, "schedule": "linear", "warmup_steps": 21}})  # fmt: skip
+    row = {"algorithm": "adam", "learning_rate": 1e-4, "schedule": "linear", "warmup_steps": 21}
+    prepared.change_params({**ADAPT, "adapt.optimizer": row})
     result = prepared.stage_here("adapt", check=False)
     assert result.returncode == 1
     assert "set it to less, as -S adapt.optimizer.warmup_steps=2" in result.stderr
@@ -359,3 +367,37 @@ def test_reviews_without_a_word_are_left_out(prepared: Project) -> None:
     write_unlabelled(prepared.root / "data/unlabelled.parquet", ["\u4e2d\u6587 \u4e2d", "\u0007"])
     output = prepared.stage_here("adapt").stdout
     assert "160 training reviews and 2 unlabelled ones" in output and "; 10 steps" in output
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_a_checkpoint_keeps_its_head_and_its_pooler(
+    prepared: Project, tmp_path: Path, has_head: bool
+) -> None:
+    """With a rate of next to nothing the adapted weights are the checkpoint's."""
+    torch.manual_seed(1)
+    size = len((good_checkpoint() / "vocab.txt").read_text().split())
+    config = BertConfig(vocab_size=size, hidden_size=32, num_hidden_layers=2,
+                        num_attention_heads=4, intermediate_size=64)  # fmt: skip
+    folder = tmp_path / "bert"
+    shutil.copytree(good_checkpoint(), folder)
+    (BertForPreTraining if has_head else BertModel)(config).save_pretrained(folder)
+    prepared.change_params({
+        **ADAPT, "model": "bert", "models.bert.checkpoint.folder": str(folder),
+        "models.bert.checkpoint.sha256": sha256_of(folder / "model.safetensors"),
+        "tokenize.max_length": 32, "adapt.optimizer.learning_rate": 1e-30,
+        "adapt.optimizer.weight_decay": 0.0, "tracking.log_model": False,
+        "optimizers.adam.learning_rate": 1e-30, "train.epochs": 1,
+    })  # fmt: skip
+    for stage in ("download_checkpoint", "tokenize", "adapt", "train"):
+        prepared.stage_here(stage)
+    original = load_file(folder / "model.safetensors")
+    adapted = load_file(prepared.root / "data/adapted/model.safetensors")
+    for name, weights in original.items():
+        name = name if has_head else f"bert.{name}"
+        if not name.startswith("cls.seq_relationship"):
+            torch.testing.assert_close(adapted[name], weights, msg=name)
+    trained = load_file(prepared.root / "data/model/model.safetensors")
+    for name in adapted:
+        if not name.startswith("cls."):
+            torch.testing.assert_close(trained[name], adapted[name], msg=name)
+    assert "bert.pooler.dense.weight" in adapted

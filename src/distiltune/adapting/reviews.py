@@ -79,9 +79,12 @@ def read_adaptation_reviews(
 
 
 def with_words(tokens: Tokens, num_words: torch.Tensor) -> Tokens:
-    """The reviews that have a word, since in others nothing can be hidden."""
-    if bool((num_words > 0).all()):
-        return tokens
+    """The reviews that have a word, since in others nothing can be hidden.
+
+    Args:
+        tokens: the reviews.
+        num_words: (num_reviews,).
+    """
     kept = gather(tokens, (num_words > 0).nonzero().flatten())
     return replace(tokens, ids=kept.ids.int(), offsets=kept.offsets, labels=kept.labels)
 

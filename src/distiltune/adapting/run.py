@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from distiltune import InputError
 from distiltune.adapting.masking import Masking
 from distiltune.adapting.objective import HiddenWords
 from distiltune.adapting.reviews import read_adaptation_reviews, with_words
 from distiltune.artifacts import WEIGHTS_FILE, new_folder, sha256_of, write_json
+from distiltune.batching import Tokens
 from distiltune.checkpoint import HISTORY_FOLDER, SOURCE_FILE, checked_weights
-from distiltune.config import AdaptConfig
+from distiltune.config import AdaptConfig, AdaptTable
 from distiltune.models import save_model
 from distiltune.models.masked import build_masked_model
 from distiltune.runtime import (
@@ -28,7 +29,7 @@ from distiltune.runtime import (
     version_tags,
 )
 from distiltune.training.costs import peak_memory_bytes
-from distiltune.training.history import ConsoleReporter, History
+from distiltune.training.history import ConsoleReporter
 from distiltune.training.native import train_native
 from distiltune.training.resume import ResumePoints, fingerprint_of
 
@@ -69,19 +70,13 @@ def run_adaptation(
     from_scratch = config.model_row.architecture.type != "checkpoint"
     pretrained = None if from_scratch else checked_weights(checkpoint)
     runtime = choose_runtime(config.device, config.precision, prefer_fp32_on_cpu=from_scratch)
-    described = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
     reviews = read_adaptation_reviews(
         tokens, splits, unlabelled if table.unlabelled else None, tokenizer
     )
-    maskings = []
-    for part in (reviews.train, reviews.validation):
-        masking = Masking(part, described, table.masked_share, table.seed)
-        if (kept := with_words(part, masking.num_words)) is not part:
-            masking = Masking(kept, described, table.masked_share, table.seed)
-        if not masking.tokens.num_reviews:
-            raise InputError("adapt.epochs: there is no review with a word to hide; set 0")
-        maskings.append(masking)
-    train, validation = maskings
+    described = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    train, validation = (
+        _masking(part, described, table) for part in (reviews.train, reviews.validation)
+    )
     num_steps = engine.num_steps(train.tokens.num_reviews)
     seed_everything(table.seed)
     network = build_masked_model(
@@ -101,7 +96,7 @@ def run_adaptation(
     facts = {
         "params": _params(config),
         "tags": {"device": runtime.description, **version_tags()},
-        "model": asdict(config.model_row),
+        "model_row": asdict(config.model_row),
         "speed": asdict(config.speed),
         "data": [train.tokens.digest(), validation.tokens.digest()],
         "code_digest": code_digest("adapt"),
@@ -109,9 +104,6 @@ def run_adaptation(
     fingerprint = fingerprint_of(facts, pretrained)
     points = ResumePoints(root, fingerprint, config.resume)
     points.note_run("", time.time())
-    if points.found:
-        earlier = History.from_state(points.found["history"])
-        print(f"{len(earlier.epochs)} epochs are done", flush=True)
     try:
         records = train_native(
             engine,
@@ -148,6 +140,17 @@ def run_adaptation(
         }
         write_json(folder / SOURCE_FILE, source)
     return summary, points.finish
+
+
+def _masking(tokens: Tokens, tokenizer: PreTrainedTokenizerBase, table: AdaptTable) -> Masking:
+    """The masking of the reviews that have a word to hide."""
+    masking = Masking(tokens, tokenizer, table.masked_share, table.seed)
+    if bool((masking.num_words > 0).all()):
+        return masking
+    kept = with_words(tokens, masking.num_words)
+    if not kept.num_reviews:
+        raise InputError("adapt.epochs: there is no review with a word to hide; set 0")
+    return Masking(kept, tokenizer, table.masked_share, table.seed)
 
 
 def _params(config: AdaptConfig) -> dict[str, Any]:
