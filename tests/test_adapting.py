@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ from distiltune.config import AdaptConfig, EngineConfig, SpeedTable, load, load_
 from distiltune.dataset import write_unlabelled
 from distiltune.models.masked import build_masked_model, compute_masked_logits
 from distiltune.runtime import seed_everything
-from distiltune.training.history import History
+from distiltune.training.history import ConsoleReporter, History, StepRecord
 from distiltune.training.native import train_native
 from distiltune.training.passes import Passes
 from tests.bad_inputs import good_checkpoint
@@ -262,6 +264,30 @@ def test_it_goes_on_to_the_bit(adaptation: Adaptation) -> None:
     assert_same((whole.state_dict(), history), (again.state_dict(), same))
 
 
+def test_the_stage_goes_on_after_sigterm_to_the_bit(
+    prepared: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared.change_params({**ADAPT, "adapt.log_every_steps": 1})
+    adapted = prepared.root / "data/adapted"
+    prepared.stage_here("adapt")
+    whole = sha256_of(adapted / "model.safetensors")
+    shutil.rmtree(adapted)
+
+    def end(_: ConsoleReporter, record: StepRecord) -> None:
+        if record.step == 13:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConsoleReporter, "on_step", end)
+        result = prepared.stage_here("adapt", check=False)
+    assert result.returncode == 143 and "stopped at step 13 of 20" in result.stderr
+    assert not adapted.exists()
+    result = prepared.stage_here("adapt")
+    assert "going on from step 13 of 20" in result.stdout
+    assert sha256_of(adapted / "model.safetensors") == whole
+    assert len((adapted / "history/steps.csv").read_text().splitlines()) == 21
+
+
 def test_no_text_of_the_test_split_is_learnt_from(prepared: Project, tmp_path: Path) -> None:
     data = prepared.root / "data"
     texts: dict[str, list[str]] = {}
@@ -309,6 +335,7 @@ def test_the_stage_gives_the_training_its_start(prepared: Project) -> None:
     assert len(history) == 5
     (run,) = runs_of(prepared)
     assert run.data.params["adapt.optimizer.algorithm"] == "adamw"
+    assert "after 4 epochs of masked words" in run.data.tags["mlflow.note.content"]
     assert run.data.metrics["adapt/validation_loss"] == pytest.approx(metrics["validation_loss"])
     client = mlflow.MlflowClient(f"sqlite:///{prepared.root / 'mlflow.db'}")
     assert len(client.get_metric_history(run.info.run_id, "adapt/loss")) == 8
