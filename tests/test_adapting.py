@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -36,7 +35,14 @@ from distiltune.adapting.objective import HiddenWords
 from distiltune.adapting.reviews import read_adaptation_reviews
 from distiltune.artifacts import sha256_of
 from distiltune.batching import read_tokens
-from distiltune.config import AdaptConfig, EngineConfig, SpeedTable, load, load_params
+from distiltune.config import (
+    AdaptConfig,
+    DistilBertArchitecture,
+    EngineConfig,
+    SpeedTable,
+    load,
+    load_params,
+)
 from distiltune.dataset import write_unlabelled
 from distiltune.models.masked import build_masked_model, compute_masked_logits
 from distiltune.runtime import seed_everything
@@ -229,7 +235,7 @@ def test_the_loss_falls_and_is_the_mean_over_hidden_words(adaptation: Adaptation
     # An epoch's loss is that of its steps, each counted by its hidden words.
     counts = [
         adaptation.objective(model).count_targets(rows)
-        for rows in np.split(np.arange(160), 10)  # as many in sum as in any order
+        for rows in torch.arange(160).split(16)  # as many in sum as in any order
     ]
     steps = [record.loss for record in history.steps[:10]]
     assert min(steps) < first.train_loss < max(steps) and sum(counts) == int(
@@ -240,7 +246,9 @@ def test_the_loss_falls_and_is_the_mean_over_hidden_words(adaptation: Adaptation
 
 
 def test_padded_and_packed_adaptation_agree(adaptation: Adaptation) -> None:
-    row = dataclasses.replace(adaptation.config.model_row.architecture, dropout=0.0)  # type: ignore[type-var]  # a dataclass in each case
+    row = adaptation.config.model_row.architecture
+    assert isinstance(row, DistilBertArchitecture)
+    row = dataclasses.replace(row, dropout=0.0)
     model_row = dataclasses.replace(adaptation.config.model_row, architecture=row)
     adaptation.config = dataclasses.replace(adaptation.config, model_row=model_row)
     packed, _ = adaptation.fit()
