@@ -23,6 +23,7 @@ from distiltune.batching import Tokens, epoch_order, random_batches
 from distiltune.config import SpeedTable, TrainConfig, load
 from distiltune.optimizers import build_optimizer
 from distiltune.runtime import Runtime, choose_runtime, run_stage
+from distiltune.training.objective import Classification
 from distiltune.training.passes import Passes
 
 # The first pattern that is found in an operator's or a kernel's name says what it is for.
@@ -48,7 +49,8 @@ def profile_steps(
         config, train=dataclasses.replace(config.train, batch_size=batch_size), speed=speed
     )
     model = inputs.new_distilbert().to(runtime.device)
-    passes = Passes(config, model, tokens, runtime)
+    objective = Classification(config, model, tokens, tokens, runtime)
+    passes = Passes(config, model, tokens, runtime, objective)
     optimizer = build_optimizer(
         model, config.optimizer_row, config.learning_rate, fused=speed.fused_optimizer
     )

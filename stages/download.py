@@ -4,21 +4,24 @@ from pathlib import Path
 
 from distiltune import sample
 from distiltune.config import CsvRow, DownloadConfig, ImdbRow, load
-from distiltune.dataset import download_imdb, import_files, write_table
+from distiltune.dataset import download_imdb, import_files, write_table, write_unlabelled
 from distiltune.runtime import project_root, run_stage
 
 OUTPUT = Path("data/reviews.parquet")
+UNLABELLED = Path("data/unlabelled.parquet")
 
 
 def main() -> None:
     source = load(DownloadConfig).source
     if isinstance(source, ImdbRow):
-        download_imdb(source, project_root(), OUTPUT)
-    elif isinstance(source, CsvRow):
+        download_imdb(source, project_root(), OUTPUT, UNLABELLED)
+        return
+    if isinstance(source, CsvRow):
         import_files(source, project_root(), OUTPUT)
     else:
         texts, labels = sample.generate_reviews(source.num_reviews, source.seed)
         write_table(OUTPUT, texts, labels, sample.SAMPLE_INFO)
+    write_unlabelled(UNLABELLED, [])
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ def main() -> None:
             tokens=Path("data/tokens"),
             tokenizer=Path("data/tokenizer"),
             checkpoint=Path("data/checkpoint"),
+            adapted=Path("data/adapted"),
             model=Path("data/model"),
             history=Path("data/history"),
         )

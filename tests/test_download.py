@@ -118,9 +118,24 @@ def test_an_archive_writes_nothing_but_its_reviews(project: Project, tmp_path: P
     before = set(tmp_path.rglob("*"))
     project.stage("download")
     new = {p for p in set(tmp_path.rglob("*")) - before if "__pycache__" not in p.parts}
-    assert new == {project.root / "data", project.root / "data/reviews.parquet"}
+    data = project.root / "data"
+    assert new == {data, data / "reviews.parquet", data / "unlabelled.parquet"}
     assert not Path("/tmp/evil.txt").exists()
     assert len(table(project)[0]) == 16
+
+
+def test_unlabelled_reviews_are_a_table_of_their_own(project: Project, tmp_path: Path) -> None:
+    names = ("train/unsup/9_0.txt", "train/unsup/10_0.txt", "test/unsup/1_0.txt", "train/urls.txt")
+    extra = {f"aclImdb/{name}": name.encode() for name in names}
+    archive = write_archive(tmp_path / "a.tar.gz", extra=extra)
+    use_archive(project, [archive.as_uri()], sha256_of(archive))
+    project.stage_here("download")
+    assert len(table(project)[0]) == 16
+    found = pq.read_table(project.root / "data/unlabelled.parquet").to_pydict()
+    assert found == {"text": ["train/unsup/10_0.txt", "train/unsup/9_0.txt"]}
+    project.change_params({"dataset": "sample"})
+    project.stage_here("download")
+    assert pq.read_table(project.root / "data/unlabelled.parquet").num_rows == 0
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "not utf-8", "unlabelled"])

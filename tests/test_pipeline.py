@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import Project
 
-ALL = {"download", "download-checkpoint", "split", "tokenize", "train", "evaluate"}
+ALL = {"download", "download-checkpoint", "split", "tokenize", "adapt", "train", "evaluate"}
 
 
 def ran(output: str) -> set[str]:

@@ -19,6 +19,7 @@ CONFIGS = {
     "download-checkpoint": config.CheckpointConfig,
     "split": config.SplitConfig,
     "tokenize": config.TokenizeConfig,
+    "adapt": config.AdaptConfig,
     "train": config.TrainConfig,
     "evaluate": config.EvaluateConfig,
 }
@@ -36,8 +37,8 @@ LAYERS = (
     | {"splitting"},
     {"inference", "model_source", "trained"},
     {"classifier", "training"},
-    {"comparison", "evaluation", "explaining", "exporting", "predicting", "serving", "sweeping"}
-    | {"ui"},
+    {"adapting", "comparison", "evaluation", "explaining", "exporting", "predicting", "serving"}
+    | {"sweeping", "ui"},
     {"commands", "reporting"},
     {"cli"},
 )  # fmt: skip

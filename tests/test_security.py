@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import socket
+import subprocess
 import uuid
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def test_the_ui_binds_to_this_machine_alone(root: Path, monkeypatch: pytest.Monk
         started.append(command)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ui.subprocess, "Popen", start)
+    monkeypatch.setattr(subprocess, "Popen", start)
     monkeypatch.chdir(root)
     shutil.copy(ROOT / "params.yaml", root)
     with socket.socket() as taken:

@@ -10,15 +10,17 @@ import torch
 
 from distiltune import InputError
 from distiltune import runtime as runtime_module
-from distiltune.batching import Batch, add_filler, divide, gather
+from distiltune.batching import Batch, Tokens, add_filler, divide, gather
 from distiltune.config import TrainConfig
 from distiltune.models import compute_logits
 from distiltune.models.dropout import drop
 from distiltune.optimizers import build_optimizer
-from distiltune.runtime import choose_runtime
+from distiltune.runtime import Runtime, choose_runtime
 from distiltune.training import graphs
+from distiltune.training import objective as objective_module
 from distiltune.training import passes as passes_module
 from distiltune.training.graphs import RecordedPasses
+from distiltune.training.objective import Classification
 from distiltune.training.passes import Passes
 from tests.conftest import Project
 from tests.test_training import CPU, assert_same_weights, change, fit, new_model, read
@@ -118,6 +120,11 @@ def test_fused_and_plain_optimizers_take_the_same_steps(prepared_config: TrainCo
     torch.testing.assert_close(*weights)
 
 
+def passes_of(config: TrainConfig, model: Any, train: Tokens, runtime: Runtime = CPU) -> Passes:
+    objective = Classification(config, model, train, train, runtime)
+    return Passes(config, model, train, runtime, objective)
+
+
 def test_a_batch_is_divided_by_tokens() -> None:
     rows = torch.tensor([7, 3, 9, 1, 4])
     lengths = torch.tensor([10, 20, 50, 5, 5])
@@ -136,7 +143,7 @@ def test_divided_passes_have_the_gradient_of_the_whole(
     found = []
     for max_tokens in ("auto", 40):
         model = new_model(prepared, config, train)
-        passes = Passes(change(config, max_tokens_per_pass=max_tokens), model, train, CPU)
+        passes = passes_of(change(config, max_tokens_per_pass=max_tokens), model, train)
         sums = passes.run(ONE_BATCH)
         found.append((sums, gradients_of(model)))
     (whole, gradients), (divided, same) = found
@@ -157,7 +164,7 @@ def fail_above(
             raise error()
         return compute_logits(model, ids, *rest)
 
-    monkeypatch.setattr(passes_module, "compute_logits", compute)
+    monkeypatch.setattr(objective_module, "compute_logits", compute)
     return sizes
 
 
@@ -177,7 +184,7 @@ def test_out_of_memory_divides_the_batches(
 ) -> None:
     _, train, _ = read(prepared)
     model = new_model(prepared, prepared_config, train)
-    passes = Passes(prepared_config, model, train, CPU)
+    passes = passes_of(prepared_config, model, train)
     whole = passes.run(ONE_BATCH)
     expected = gradients_of(model)
     model.zero_grad()
@@ -204,7 +211,7 @@ def test_out_of_memory_drops_the_recordings_first(
 ) -> None:
     _, train, _ = read(prepared)
     model = new_model(prepared, prepared_config, train)
-    passes = Passes(prepared_config, model, train, CPU)
+    passes = passes_of(prepared_config, model, train)
     whole = passes.run(ONE_BATCH)
     model.zero_grad()
 
@@ -222,7 +229,7 @@ def test_no_memory_for_one_review_is_an_error(
     prepared: Project, prepared_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, train, _ = read(prepared)
-    passes = Passes(prepared_config, new_model(prepared, prepared_config, train), train, CPU)
+    passes = passes_of(prepared_config, new_model(prepared, prepared_config, train), train)
     fail_above(monkeypatch, 0, lambda: torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(InputError, match=r"out of memory with one review of \d+ tokens"):
         passes.run(ONE_BATCH)
@@ -232,7 +239,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
     prepared: Project, prepared_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, train, _ = read(prepared)
-    passes = Passes(prepared_config, new_model(prepared, prepared_config, train), train, CPU)
+    passes = passes_of(prepared_config, new_model(prepared, prepared_config, train), train)
     fail_above(monkeypatch, 0, lambda: RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes do not match"):
         passes.run(ONE_BATCH)
@@ -246,7 +253,7 @@ def test_compiling_without_a_compiler_is_an_error(
     speed = dataclasses.replace(prepared_config.speed, compile=True)
     config = dataclasses.replace(prepared_config, speed=speed)
     with pytest.raises(InputError, match=r"speed\.compile: .* no 'no-such-compiler -x' here"):
-        Passes(config, new_model(prepared, config, train), train, CPU)
+        passes_of(config, new_model(prepared, config, train), train)
 
 
 def test_scarce_memory_divides_the_batches_on_the_cpu(
@@ -257,11 +264,11 @@ def test_scarce_memory_divides_the_batches_on_the_cpu(
 ) -> None:
     _, train, _ = read(prepared)
     model = new_model(prepared, prepared_config, train)
-    plenty = Passes(prepared_config, model, train, CPU)
+    plenty = passes_of(prepared_config, model, train)
     assert plenty.max_tokens is None and not capfd.readouterr().err
     state = torch.get_rng_state()
     monkeypatch.setattr(passes_module, "available_memory", lambda: 2_000_000)
-    scarce = Passes(prepared_config, model, train, CPU)
+    scarce = passes_of(prepared_config, model, train)
     assert scarce.max_tokens is not None
     assert 1 <= scarce.max_tokens < 16 * train.max_length
     assert "MB of memory are free" in capfd.readouterr().err
@@ -338,7 +345,7 @@ def test_recorded_passes_give_each_batch_its_gradient(
     monkeypatch.setattr(graphs, "TOKENS_MULTIPLE", 16)
     recorder = Recorder()
     recorded = recorded_passes(model, train, recorder)
-    eager = Passes(prepared_config, model, train, CPU)
+    eager = passes_of(prepared_config, model, train)
     sizes = set()
     for epoch in range(2):
         for rows in torch.arange(160).split(16):
@@ -370,7 +377,7 @@ def test_without_memory_for_a_recording_the_pass_runs_as_it_is(
 ) -> None:
     _, train, _ = read(prepared)
     model = new_model(prepared, prepared_config, train)
-    passes = Passes(prepared_config, model, train, CPU)
+    passes = passes_of(prepared_config, model, train)
     sums, expected = passes.run(ONE_BATCH), gradients_of(model)
     recorded = recorded_passes(model, train, NoRecorder(torch.OutOfMemoryError("CUDA out")))
     for _ in range(2):
@@ -387,7 +394,7 @@ def test_what_cannot_be_recorded_is_an_error_that_names_the_way_out(
 ) -> None:
     _, train, _ = read(prepared)
     model = new_model(prepared, prepared_config, train)
-    passes = Passes(prepared_config, model, train, CPU)
+    passes = passes_of(prepared_config, model, train)
     error = RuntimeError("operation not permitted when stream is capturing")
     recorded = recorded_passes(model, train, NoRecorder(error))
     with pytest.raises(InputError, match=r"not permitted .* set -S speed.cuda_graphs=false"):
@@ -408,7 +415,7 @@ def test_recorded_passes_on_cuda_have_the_gradients_of_plain_ones(
         speed = dataclasses.replace(prepared_config.speed, cuda_graphs=cuda_graphs)
         config = dataclasses.replace(prepared_config, speed=speed)
         model = new_model(prepared, config, train).to(runtime.device)
-        passes = Passes(config, model, train, runtime)
+        passes = passes_of(config, model, train, runtime)
         optimizer = build_optimizer(model, config.optimizer_row, 1e-3)
         gradients = []
         for rows in torch.arange(160).split(16) * 2:
@@ -435,7 +442,7 @@ def test_a_failed_recording_on_cuda_is_an_error_that_names_the_way_out(
     _, train, _ = read(prepared)
     runtime = choose_runtime("cuda", "bf16")
     model = new_model(prepared, prepared_config, train).to(runtime.device)
-    passes = Passes(prepared_config, model, train, runtime)
+    passes = passes_of(prepared_config, model, train, runtime)
     recorded = RecordedPasses(model, train.max_length, runtime.device)
 
     def compute(batch: Batch) -> torch.Tensor:

@@ -21,6 +21,7 @@ ALLOWED = {
     "download_checkpoint": set(),
     "split": {"pandas"},
     "tokenize": set(),
+    "adapt": set(),
     "train": MODEL,
     "evaluate": MODEL | {"matplotlib", "pandas", "sklearn"},
 }
@@ -32,6 +33,7 @@ RUNNING = {
     "download_checkpoint": set(),
     "split": {"pandas"},
     "tokenize": set(),
+    "adapt": set(),
 }
 
 

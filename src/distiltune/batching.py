@@ -41,6 +41,13 @@ class Tokens:
     def lengths(self) -> torch.Tensor:
         return self.offsets.diff()
 
+    def digest(self) -> str:
+        """The sha256 of ids, offsets and labels."""
+        digest = hashlib.sha256()
+        for tensor in (self.ids, self.offsets, self.labels):
+            digest.update(tensor.contiguous().numpy().data)
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from distiltune import InputError
 from distiltune.artifacts import (
@@ -27,6 +28,8 @@ FILES = (
     "merges.txt",
 )
 ANSWER_TIMEOUT_SECONDS = 10
+SOURCE_FILE = "source.json"  # where the weights beside it are from
+HISTORY_FOLDER = "history"  # of an adaptation, beside its weights
 
 
 def bring_checkpoint(model: str, row: CheckpointRow | None, root: Path, output: Path) -> None:
@@ -46,7 +49,7 @@ def bring_checkpoint(model: str, row: CheckpointRow | None, root: Path, output: 
     where = f"models.{model}.checkpoint"
     with new_folder(output) as partial:
         if row is None:
-            write_json(partial / "source.json", {"model": model, "weights": "random"})
+            write_json(partial / SOURCE_FILE, {"model": model, "weights": "random"})
             return
         source = {"model": model, "sha256": row.sha256}
         if row.folder is not None:
@@ -56,16 +59,36 @@ def bring_checkpoint(model: str, row: CheckpointRow | None, root: Path, output: 
             source |= {"repository": str(row.repository), "revision": str(row.revision)}
             _download(row, partial, where)
         _check(partial, row, where)
-        write_json(partial / "source.json", source)
+        write_json(partial / SOURCE_FILE, source)
+
+
+def note_no_adaptation(model: str, output: Path) -> None:
+    """Leave `output` with a note that the training starts from what it would start from."""
+    with new_folder(output) as partial:
+        write_json(partial / SOURCE_FILE, {"model": model, "weights": "not adapted"})
+
+
+def read_adaptation(folder: Path) -> dict[str, Any] | None:
+    """What the stage `adapt` says of its weights; `None` where there are none.
+
+    That it has run is DVC's to see to: who runs the stages by hand may leave it out.
+
+    Raises:
+        InputError: what it says is damaged.
+    """
+    if not folder.exists():
+        return None
+    source: dict[str, Any] = read_json(folder / SOURCE_FILE)
+    return source if source["weights"] == "adapted" else None
 
 
 def checked_weights(folder: Path) -> str:
-    """The sha256 of the weights that `bring_checkpoint` put there.
+    """The sha256 of the weights that `bring_checkpoint`, or an adaptation, put there.
 
     Raises:
         InputError: they are others than it found.
     """
-    expected = read_json(folder / "source.json")["sha256"]
+    expected = read_json(folder / SOURCE_FILE)["sha256"]
     if (found := sha256_of(folder / WEIGHTS_FILE)) != expected:
         raise InputError(
             f"{folder / WEIGHTS_FILE}: damaged: its sha256 is {found}, not {expected}; {WAY_OUT}"

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 IMDB_INFO = DatasetInfo(dataset="imdb", label_names=("negative", "positive"))
-IMDB_MEMBER = re.compile(r"aclImdb/(test|train)/(pos|neg)/([0-9]+_[0-9]+\.txt)")
+IMDB_MEMBER = re.compile(r"aclImdb/(test|train)/(pos|neg|unsup)/([0-9]+_[0-9]+\.txt)")
+UNLABELLED = ("train", "unsup")
 IMDB_MAX_REVIEW_BYTES = 1 << 20
 MAX_CLASSES = 1000
 DOWNLOADS = Path(".cache/downloads")
@@ -38,10 +39,16 @@ Rows = tuple[list[str | None], list[str | None]]
 
 
 def read_imdb(archive: Path) -> tuple[list[str], list[int]]:
-    """Read the labelled reviews from the tar archive, without unpacking it to disk.
+    """The labelled reviews; see `read_imdb_with_unlabelled`."""
+    return read_imdb_with_unlabelled(archive)[:2]
+
+
+def read_imdb_with_unlabelled(archive: Path) -> tuple[list[str], list[int], list[str]]:
+    """Read the reviews from the tar archive, without unpacking it to disk.
 
     The reference order: test/pos, test/neg, train/pos, train/neg, each by file name,
-    then `numpy.random.RandomState(0).permutation`. Label 1 is positive.
+    then `numpy.random.RandomState(0).permutation`. Label 1 is positive. The unlabelled
+    ones, if there are any, come by file name.
 
     Args:
         archive: `aclImdb_v1.tar.gz`, or one with the same layout. Members with any
@@ -51,14 +58,15 @@ def read_imdb(archive: Path) -> tuple[list[str], list[int]]:
         InputError: the archive is damaged, or holds no labelled reviews.
     """
     found: dict[tuple[str, str], list[tuple[str, str]]] = {
-        (part, label): [] for part in ("test", "train") for label in ("pos", "neg")
+        **{(part, label): [] for part in ("test", "train") for label in ("pos", "neg")},
+        UNLABELLED: [],
     }
     try:
         # Not as a stream ("r|*"), which takes the end of a file that was cut off for the archive's.
         with tarfile.open(archive, "r:*") as tar:
             for member in tar:
                 match = IMDB_MEMBER.fullmatch(member.name)
-                if not match or not member.isfile():
+                if not match or not member.isfile() or match.group(1, 2) not in found:
                     continue
                 if member.size > IMDB_MAX_REVIEW_BYTES:
                     raise InputError(
@@ -76,6 +84,7 @@ def read_imdb(archive: Path) -> tuple[list[str], list[int]]:
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         reason = str(error).partition("\n")[0].rstrip(":")
         raise InputError(f"{archive}: the archive is damaged, or none: {reason}") from None
+    unlabelled = [text for _, text in sorted(found.pop(UNLABELLED))]
     texts, labels = [], []
     for (_, label), reviews in found.items():
         texts += [text for _, text in sorted(reviews)]
@@ -86,16 +95,17 @@ def read_imdb(archive: Path) -> tuple[list[str], list[int]]:
             "aclImdb/train/pos/0_9.txt, positive and negative"
         )
     order = np.random.RandomState(0).permutation(len(texts))
-    return [texts[i] for i in order], [labels[i] for i in order]
+    return [texts[i] for i in order], [labels[i] for i in order], unlabelled
 
 
-def download_imdb(row: ImdbRow, root: Path, output: Path) -> None:
-    """Fetch the archive, check it, and write its reviews as a table.
+def download_imdb(row: ImdbRow, root: Path, output: Path, unlabelled: Path) -> None:
+    """Fetch the archive, check it, and write its reviews as tables.
 
     Args:
         row: mirrors and checksums.
         root: the project's root, below which downloads are kept.
-        output: the Parquet table to write.
+        output: the Parquet table of the labelled reviews to write.
+        unlabelled: that of the others.
 
     Raises:
         InputError: the archive cannot be had, is damaged, or its reviews are others
@@ -109,7 +119,7 @@ def download_imdb(row: ImdbRow, root: Path, output: Path) -> None:
         "-S datasets.imdb.sha256=...; or what needs no network: -S dataset=sample -S model=tiny"
     )
     archive = fetch(row.urls, row.sha256, root / DOWNLOADS, way_out)
-    texts, labels = read_imdb(archive)
+    texts, labels, others = read_imdb_with_unlabelled(archive)
     found = table_sha256(texts, labels)
     if row.table_sha256 not in (None, found):
         raise InputError(
@@ -117,6 +127,7 @@ def download_imdb(row: ImdbRow, root: Path, output: Path) -> None:
             f"datasets.imdb.table_sha256 = {row.table_sha256}; null there skips the check"
         )
     write_table(output, texts, labels, IMDB_INFO)
+    write_unlabelled(unlabelled, others)
 
 
 def table_sha256(texts: list[str], labels: list[int]) -> str:
@@ -148,6 +159,18 @@ def write_table(path: Path, texts: Iterable[str], labels: Iterable[int], info: D
             columns = zip(*group, strict=True)
             arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)]
             yield pa.record_batch(arrays, schema=schema)
+
+    write_reviews(path, batches(), schema)
+
+
+def write_unlabelled(path: Path, texts: Iterable[str]) -> None:
+    """Write texts as a Parquet table with the column `text`, a row group at a time."""
+    schema = pa.schema([("text", pa.string())])
+    rows = iter(texts)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        while group := list(itertools.islice(rows, ROWS_PER_GROUP)):
+            yield pa.record_batch([pa.array(group, pa.string())], schema=schema)
 
     write_reviews(path, batches(), schema)
 

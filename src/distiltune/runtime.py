@@ -71,6 +71,10 @@ def _end(number: int, _: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
+# Of a model with fewer, products are so small that handing them out costs more than it saves.
+SINGLE_THREAD_WEIGHTS = 1_000_000
+
+
 def project_root() -> Path:
     """The main checkout, also in a queued experiment, which runs in a temporary copy.
 
@@ -208,3 +212,15 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def version_tags() -> dict[str, str]:
+    """The versions that a result may depend on."""
+    # Only here: stages that compute no model have no use for them.
+    import importlib.metadata
+    import platform
+
+    packages = ("torch", "transformers", "mlflow", "dvc")
+    return {"python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in packages
+    }

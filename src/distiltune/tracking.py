@@ -6,10 +6,8 @@ goes on all the same; what could not be sent by its end is sent by whoever comes
 """
 
 import contextlib
-import importlib.metadata
 import math
 import os
-import platform
 import subprocess
 import sys
 import threading
@@ -326,11 +324,3 @@ def _context_tags(root: Path) -> dict[str, str]:
         )
         tags["git_commit"] = git.stdout.strip()
     return tags
-
-
-def version_tags() -> dict[str, str]:
-    """The versions that a result may depend on."""
-    packages = ("torch", "transformers", "mlflow", "dvc")
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in packages
-    }

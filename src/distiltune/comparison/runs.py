@@ -32,7 +32,7 @@ TRAINING_FILES = (RUN_FILE, SUMMARY_FILE, STEPS_FILE, EPOCHS_FILE)
 # What a variant is made of, and what two of its runs may differ in.
 VARIANT_PARAMS = ("optimizer", "learning_rate")
 TEST_SPLIT = "test split"
-FREE_PARAMS = ("seed", "train.log_every_steps")
+FREE_PARAMS = ("seed", "train.log_every_steps", "adapt.seed", "adapt.log_every_steps")
 
 
 @dataclass(frozen=True, kw_only=True)

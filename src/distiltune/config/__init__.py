@@ -6,8 +6,10 @@ from distiltune.config.loading import load_params
 from distiltune.config.schema import (
     AdafactorRow,
     AdamRow,
+    AdaptTable,
     CheckpointRow,
     CsvRow,
+    DistilBertArchitecture,
     ImdbRow,
     LionRow,
     ModelRow,
@@ -23,8 +25,10 @@ from distiltune.config.schema import (
     TokenizerRow,
 )
 from distiltune.config.stages import (
+    AdaptConfig,
     CheckpointConfig,
     DownloadConfig,
+    EngineConfig,
     EvaluateConfig,
     SplitConfig,
     StageConfig,
@@ -40,10 +44,14 @@ PARAMS_FILE = Path("params.yaml")
 __all__ = [
     "AdafactorRow",
     "AdamRow",
+    "AdaptConfig",
+    "AdaptTable",
     "CheckpointConfig",
     "CheckpointRow",
     "CsvRow",
+    "DistilBertArchitecture",
     "DownloadConfig",
+    "EngineConfig",
     "EvaluateConfig",
     "ImdbRow",
     "LionRow",

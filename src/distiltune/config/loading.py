@@ -137,13 +137,12 @@ def _lines(error: pydantic.ValidationError, raw: Any, path: Path) -> list[str]:
         elif problem["type"] == "missing":
             text = "is missing"
         elif problem["type"] == "union_tag_not_found":
-            text = "needs a `type`"
-        elif problem["type"] == "union_tag_invalid" and keys[0] == "optimizers":
+            text = "needs an `algorithm`" if keys[0] == "adapt" else "needs a `type`"
+        elif problem["type"] == "union_tag_invalid" and keys[0] in ("adapt", "optimizers"):
             name += ".algorithm"
-            text = (
-                f"{value['algorithm']!r}: should be one of {problem['ctx']['expected_tags']}; "
-                "a row with a name of its own says, for example, `algorithm: adamw`"
-            )
+            text = f"{value['algorithm']!r}: should be one of {problem['ctx']['expected_tags']}"
+            if keys[0] == "optimizers":
+                text += "; a row with a name of its own says, for example, `algorithm: adamw`"
         else:
             message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
             text = f"{_short(value)}: {message}"
@@ -221,9 +220,12 @@ def _contradictions(params: Params) -> typing.Iterator[str]:
         yield from _model_contradictions(f"models.{name}", row)
     for name, variant in params.optimizers.items():
         yield from _optimizer_contradictions(f"optimizers.{name}", variant)
+    yield from _optimizer_contradictions("adapt.optimizer", params.adapt.optimizer)
     active = params.optimizers.get(params.optimizer)
     if params.engine == "trainer" and active and _averages(active):
         yield f"optimizers.{params.optimizer}.{_averages(active)}: needs engine: native"
+    if params.engine == "trainer" and params.train.r_drop:
+        yield f"train.r_drop: {params.train.r_drop:g} needs engine: native; 0.0 turns it off"
     chosen_model = params.models.get(params.model)
     num_processes = params.train.processes
     if params.engine == "trainer" and num_processes > 1:
@@ -234,6 +236,18 @@ def _contradictions(params: Params) -> typing.Iterator[str]:
         if num_processes > batch_size:
             yield f"train.processes: {num_processes} is more than a batch has reviews, {batch_size}"
     dropout = params.train.attention_dropout
+    if params.train.r_drop and chosen_model and _drops_nothing(chosen_model, dropout):
+        yield (
+            f"train.r_drop: {params.train.r_drop:g} with model: {params.model}, whose two passes "
+            f"are the same without dropout; set models.{params.model}.architecture.dropout above 0"
+        )
+    if params.adapt.epochs and params.engine == "trainer":
+        yield f"adapt.epochs: {params.adapt.epochs} needs engine: native; 0 turns adaptation off"
+    if params.adapt.epochs and chosen_model and chosen_model.architecture.type == "lstm":
+        yield (
+            f"adapt.epochs: {params.adapt.epochs} with model: {params.model}, an LSTM, which reads "
+            "from left to right and cannot look at both sides of a hidden word; set 0"
+        )
     if dropout != "auto" and chosen_model and chosen_model.architecture.type == "lstm":
         yield (
             f"train.attention_dropout: {dropout} with model: {params.model}, an LSTM, which has "
@@ -268,6 +282,13 @@ def _contradictions(params: Params) -> typing.Iterator[str]:
             yield f"datasets.csv.paths: {file!r} leaves the project; give its absolute path"
         if not file.endswith((".csv", ".csv.gz", ".parquet")):
             yield f"datasets.csv.paths: {file!r} must end in .csv, .csv.gz or .parquet"
+
+
+def _drops_nothing(row: ModelRow, attention_dropout: float | str) -> bool:
+    """Whether a model from scratch has no dropout; a checkpoint's own is not known here."""
+    if row.architecture.type == "checkpoint" or row.architecture.dropout > 0:
+        return False
+    return row.architecture.type == "lstm" or attention_dropout in ("auto", 0.0)
 
 
 def _averages(row: OptimizerRow) -> str:

@@ -254,11 +254,26 @@ class TrainTable:
     processes: Count
     max_gradient_norm: Annotated[float, Field(gt=0)] | None
     keep: Literal["last", "best"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    r_drop: Annotated[float, Field(ge=0)]
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"]
     max_tokens_per_pass: Count | Literal["auto"]
     stop_below: (
         Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] | None
     )
+    log_every_steps: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class AdaptTable:
+    """Task-adaptive pretraining (Gururangan et al. 2020); without epochs there is none."""
+
+    epochs: Annotated[int, Field(ge=0)]
+    unlabelled: bool
+    masked_share: Annotated[float, Field(gt=0, lt=1)]
+    batch_size: Count
+    seed: Seed
+    optimizer: AnyOptimizerRow
     log_every_steps: Count
 
 
@@ -316,6 +331,7 @@ class Params:
     splits: Splits
     models: dict[str, ModelRow]
     tokenize: TokenizeTable
+    adapt: AdaptTable
     optimizers: dict[str, AnyOptimizerRow]
     train: TrainTable
     speed: SpeedTable

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from distiltune import InputError
 from distiltune.config.schema import (
+    AdaptTable,
     CheckpointRow,
     CsvRow,
     Device,
@@ -78,21 +79,21 @@ class TokenizeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """What the stage `train` reads."""
+class EngineConfig:
+    """What the training loop reads."""
 
     model: Annotated[str, "model"]
     model_row: Annotated[ModelRow, "models.${model}"]
     optimizer: Annotated[str, "optimizer"]
     optimizer_row: Annotated[OptimizerRow, "optimizers.${optimizer}"]
-    engine: Annotated[str, "engine"]
     seed: Annotated[int, "seed"]
-    device: Annotated[Device, "device"]
-    precision: Annotated[Precision, "precision"]
     train: Annotated[TrainTable, "train"]
     speed: Annotated[SpeedTable, "speed"]
-    resume: Annotated[ResumeTable, "resume"]
-    tracking: Annotated[TrackingTable, "tracking"]
+
+    @property
+    def optimizer_path(self) -> str:
+        """Where the optimizer's row stands in the params."""
+        return f"optimizers.{self.optimizer}"
 
     @property
     def batch_size(self) -> int:
@@ -137,12 +138,69 @@ class TrainConfig:
         num_steps = self.epochs * self.num_steps_per_epoch(num_examples)
         if self.optimizer_row.num_warmup_steps(num_steps) > num_steps:
             raise InputError(
-                f"optimizers.{self.optimizer}.warmup_steps: {self.optimizer_row.warmup_steps} is "
+                f"{self.optimizer_path}.warmup_steps: {self.optimizer_row.warmup_steps} is "
                 f"longer than the training: {num_examples} reviews in batches of "
                 f"{self.batch_size} for {self.epochs} epochs make {num_steps} steps; "
-                f"set it to less, as -S optimizers.{self.optimizer}.warmup_steps={num_steps // 10}"
+                f"set it to less, as -S {self.optimizer_path}.warmup_steps={num_steps // 10}"
             )
         return num_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(EngineConfig):
+    """What the stage `train` reads."""
+
+    engine: Annotated[str, "engine"]
+    device: Annotated[Device, "device"]
+    precision: Annotated[Precision, "precision"]
+    resume: Annotated[ResumeTable, "resume"]
+    tracking: Annotated[TrackingTable, "tracking"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptConfig:
+    """What the stage `adapt` reads."""
+
+    model: Annotated[str, "model"]
+    model_row: Annotated[ModelRow, "models.${model}"]
+    adapt: Annotated[AdaptTable, "adapt"]
+    device: Annotated[Device, "device"]
+    precision: Annotated[Precision, "precision"]
+    speed: Annotated[SpeedTable, "speed"]
+    resume: Annotated[ResumeTable, "resume"]
+
+    @property
+    def training(self) -> EngineConfig:
+        """The same in the words of the training loop."""
+        table = self.adapt
+        return _AdaptEngineConfig(
+            model=self.model,
+            model_row=self.model_row,
+            optimizer=table.optimizer.algorithm,
+            optimizer_row=table.optimizer,
+            seed=table.seed,
+            speed=self.speed,
+            train=TrainTable(
+                batch_size=table.batch_size,
+                epochs=table.epochs,
+                gradient_accumulation_steps=1,
+                processes=1,
+                max_gradient_norm=None,
+                keep="last",
+                label_smoothing=0.0,
+                r_drop=0.0,
+                attention_dropout="auto",
+                max_tokens_per_pass="auto",  # noqa: S106 (tokens of a text)
+                stop_below=None,
+                log_every_steps=table.log_every_steps,
+            ),
+        )
+
+
+class _AdaptEngineConfig(EngineConfig):
+    @property
+    def optimizer_path(self) -> str:
+        return "adapt.optimizer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +221,7 @@ StageConfig = TypeVar(
     CheckpointConfig,
     SplitConfig,
     TokenizeConfig,
+    AdaptConfig,
     TrainConfig,
     EvaluateConfig,
 )

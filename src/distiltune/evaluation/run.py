@@ -44,7 +44,7 @@ from distiltune.registry import RECORD
 from distiltune.runtime import choose_runtime
 from distiltune.sending import KEY_TAG, WEIGHTS_TAG
 from distiltune.tracking import TrackedRun
-from distiltune.training.history import read_metrics
+from distiltune.training.history import adaptation_metrics, read_metrics
 from distiltune.training.resume import forget
 
 
@@ -174,6 +174,8 @@ def _find_run(
             tracked.log_step(step, int(step["step"]))
         for epoch in epochs:
             tracked.log_epoch(epoch, int(epoch["epoch"]))
+        for number, figures in adaptation_metrics(history):
+            tracked.log_metrics(figures, number)
         if config.tracking.log_model:
             tracked.log_model(model, facts["label_names"])
         # The last, since it says that the rest is there.

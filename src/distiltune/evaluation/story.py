@@ -66,12 +66,15 @@ def describe(facts: Mapping[str, Any], results: Mapping[str, Any], num_mistakes:
     params, tags = facts["params"], facts["tags"]
     values = {name: params.get(f"optimizer.{name}") for name in TOLD}
     settings = ", ".join(f"{name} {value}" for name, value in values.items() if value)
+    epochs = params.get("adapt.epochs")
+    adapted = f", after {epochs} epochs of masked words," if epochs else ""
     lines = [
         f"**{results['accuracy']:.2%}** of {results['num_reviews']:,} test reviews are right "
         f"(95 % interval {results['accuracy_low']:.2%} to {results['accuracy_high']:.2%}); "
         f"loss {results['loss']:.4f}.",
         "",
-        f"`{params['model']}` fine-tuned on `{facts['dataset']}` with `{params['optimizer']}`, "
+        f"`{params['model']}` fine-tuned on `{facts['dataset']}`{adapted} with "
+        f"`{params['optimizer']}`, "
         f"learning rate {params['learning_rate']:g} ({settings}), "
         f"{params['epochs']} epochs of batches of {params['batch_size']}, "
         f"{facts['max_length']} tokens, seed {params['seed']}, on {tags['device']}.",

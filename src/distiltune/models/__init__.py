@@ -18,7 +18,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from distiltune import InputError
-from distiltune.config import ModelRow, SpeedTable
+from distiltune.config import DistilBertArchitecture, ModelRow, SpeedTable
 from distiltune.models.lstm import LstmConfig, LstmForSequenceClassification
 from distiltune.models.packed import packed_logits
 
@@ -35,6 +35,8 @@ def build_model(
     tokenizer_folder: Path,
     checkpoint_folder: Path,
     attention_dropout: float | None = None,
+    *,
+    is_adapted: bool = False,
 ) -> PreTrainedModel:
     """A classifier ready to be trained; random parts come from PyTorch's seed.
 
@@ -46,12 +48,12 @@ def build_model(
         checkpoint_folder: pretrained weights, read where the architecture says so.
         attention_dropout: the share of attention weights to drop; `None` is the
             architecture's own.
+        is_adapted: read the weights there, whatever the architecture.
 
     Raises:
         InputError: the checkpoint does not fit a classifier that transformers has, or
             the model has no attention dropout to set.
     """
-    transformers_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
     labels = {
         "num_labels": len(label_names),
@@ -59,50 +61,15 @@ def build_model(
         "label2id": {name: i for i, name in enumerate(label_names)},
     }
     architecture = row.architecture
-    if architecture.type == "checkpoint":
-        # Silences the note that the head is new, which is what fine-tuning means.
-        transformers_logging.set_verbosity_error()
-        try:
-            config = AutoConfig.from_pretrained(checkpoint_folder, local_files_only=True, **labels)
-            if attention_dropout is not None:
-                _set_attention_dropout(config, attention_dropout)
-            model: PreTrainedModel
-            model, loaded = AutoModelForSequenceClassification.from_pretrained(
-                checkpoint_folder,
-                config=config,
-                output_loading_info=True,
-                # Of the body that is looked at below; a head for other classes is drawn anew.
-                ignore_mismatched_sizes=True,
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-            )
-        except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:MAX_REASON]
-            raise InputError(f"the checkpoint cannot be loaded as a classifier: {reason}") from None
-        num_embeddings = model.get_input_embeddings().weight.shape[0]
-        if len(tokenizer) > num_embeddings:
-            raise InputError(
-                f"the checkpoint's tokenizer has a vocabulary of {len(tokenizer)} tokens, and its "
-                f"weights have embeddings for {num_embeddings}"
-            )
-        # Those of the head are new, and of the pooler before it in some; others would be random.
-        body = f"{model.base_model_prefix}."
-        if missing := sorted(
-            name
-            for name in loaded["missing_keys"]
-            if name.startswith(body) and ".pooler." not in name
-        ):
-            raise InputError(
-                f"the checkpoint cannot be loaded as a classifier: its weights lack {len(missing)} "
-                f"of {config.model_type}'s, {missing[0]} for one"
-            )
-        if others := [name for name, *_ in loaded["mismatched_keys"] if name.startswith(body)]:
-            raise InputError(
-                f"the checkpoint cannot be loaded as a classifier: {others[0]} has not the shape "
-                "that its config.json says"
-            )
+    if architecture.type == "checkpoint" or is_adapted:
+        model = load_pretrained(
+            AutoModelForSequenceClassification,
+            checkpoint_folder,
+            len(tokenizer),
+            "a classifier",
+            attention_dropout,
+            **labels,
+        )
         if model.config.pad_token_id is None:
             # Some models look at it to find a review's end; GPT-2's has none.
             model.config.pad_token_id = tokenizer.pad_token_id or tokenizer.eos_token_id or 0
@@ -120,21 +87,93 @@ def build_model(
             )
         )
     return DistilBertForSequenceClassification(
-        DistilBertConfig(
-            dim=architecture.hidden_size,
-            n_layers=architecture.num_layers,
-            n_heads=architecture.num_heads,
-            hidden_dim=architecture.feed_forward_size,
-            dropout=architecture.dropout,
-            attention_dropout=(
-                architecture.dropout if attention_dropout is None else attention_dropout
-            ),
-            seq_classif_dropout=architecture.dropout,
-            initializer_range=architecture.initializer_range,
-            max_position_embeddings=max_length,
-            **common,
-        )
+        distilbert_config(architecture, max_length, attention_dropout, **common)
     )
+
+
+def distilbert_config(
+    architecture: DistilBertArchitecture,
+    max_length: int,
+    attention_dropout: float | None = None,
+    **common: Any,
+) -> DistilBertConfig:
+    """The config of a DistilBERT from scratch; `common` is what it shares with other models'."""
+    return DistilBertConfig(
+        dim=architecture.hidden_size,
+        n_layers=architecture.num_layers,
+        n_heads=architecture.num_heads,
+        hidden_dim=architecture.feed_forward_size,
+        dropout=architecture.dropout,
+        attention_dropout=architecture.dropout if attention_dropout is None else attention_dropout,
+        seq_classif_dropout=architecture.dropout,
+        initializer_range=architecture.initializer_range,
+        max_position_embeddings=max_length,
+        **common,
+    )
+
+
+def load_pretrained(
+    model_class: Any,
+    folder: Path,
+    vocabulary_size: int,
+    purpose: str,
+    attention_dropout: float | None = None,
+    **config_values: Any,
+) -> PreTrainedModel:
+    """A checkpoint's body with the head of a class; one that it does not have is drawn.
+
+    Args:
+        model_class: one of transformers' `AutoModelFor...`.
+        folder: weights and config.
+        vocabulary_size: of the tokenizer.
+        purpose: what such a model is, for errors.
+        attention_dropout: the share of attention weights to drop; `None` is its own.
+        config_values: what stands in the config instead.
+
+    Raises:
+        InputError: transformers has no such model, weights are missing, or the model has
+            no attention dropout to set.
+    """
+    # Silences the note that the head is new, which is what fine-tuning means.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    cannot = f"the checkpoint cannot be loaded as {purpose}: "
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **config_values)
+        if attention_dropout is not None:
+            _set_attention_dropout(config, attention_dropout)
+        model: PreTrainedModel
+        model, loaded = model_class.from_pretrained(
+            folder,
+            config=config,
+            output_loading_info=True,
+            # Of the body that is looked at below; a head for other classes is drawn anew.
+            ignore_mismatched_sizes=True,
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (ValueError, OSError, RuntimeError, KeyError, SafetensorError) as error:
+        raise InputError(f"{cannot}{' '.join(str(error).split())[:MAX_REASON]}") from None
+    num_embeddings = model.get_input_embeddings().weight.shape[0]
+    if vocabulary_size > num_embeddings:
+        raise InputError(
+            f"the checkpoint's tokenizer has a vocabulary of {vocabulary_size} tokens, and its "
+            f"weights have embeddings for {num_embeddings}"
+        )
+    # Those of the head are new, and of the pooler before it in some; others would be random.
+    body = f"{model.base_model_prefix}."
+    if missing := sorted(
+        name for name in loaded["missing_keys"] if name.startswith(body) and ".pooler." not in name
+    ):
+        raise InputError(
+            f"{cannot}its weights lack {len(missing)} of {config.model_type}'s, "
+            f"{missing[0]} for one"
+        )
+    if others := [name for name, *_ in loaded["mismatched_keys"] if name.startswith(body)]:
+        raise InputError(f"{cannot}{others[0]} has not the shape that its config.json says")
+    return model
 
 
 def attention_dropout_of(model: PreTrainedModel) -> float | None:

@@ -4,6 +4,7 @@ All tensors are (num_rows, num_heads, head_size). The queries may have a layout 
 own: in a last block they are one row for each review.
 """
 
+import itertools
 from typing import Any
 
 import torch
@@ -27,10 +28,13 @@ class Layout:
         self.num_reviews = len(lengths)
         self.longest = max(lengths)
 
-    def first_tokens(self) -> "Layout":
-        """The layout of one row for each review."""
-        offsets = torch.arange(self.num_reviews + 1, device=self.offsets.device)
-        return Layout(offsets, [1] * self.num_reviews)
+    def of_rows(self, counts: list[int]) -> "Layout":
+        """The layout of so many rows of each review."""
+        device = self.offsets.device
+        if max(counts) == 1:
+            return Layout(torch.arange(self.num_reviews + 1, device=device), counts)
+        offsets = torch.tensor([0, *itertools.accumulate(counts)])
+        return Layout(offsets.to(device, non_blocking=True), counts)
 
     def padded_index(self, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Index (num_reviews, longest) into the rows, and a mask that is true on real ones.

@@ -39,7 +39,36 @@ def packed_logits(
         (num_reviews, num_labels).
     """
     classifier: Any = model
-    encoder = classifier.distilbert
+    starts, num_reviews = offsets[:-1], len(lengths)
+    first = packed_states(
+        classifier.distilbert, ids, offsets, lengths, starts, [1] * num_reviews, speed
+    )
+    pooled = functional.relu(classifier.pre_classifier(first))
+    logits: torch.Tensor = classifier.classifier(_drop(classifier.dropout, pooled, speed))
+    return logits
+
+
+def packed_states(
+    model: nn.Module,
+    ids: torch.Tensor,
+    offsets: torch.Tensor,
+    lengths: list[int],
+    places: torch.Tensor,
+    counts: list[int],
+    speed: SpeedTable,
+) -> torch.Tensor:
+    """The last hidden states of the tokens that a head reads, (num_read, hidden_size).
+
+    Args:
+        model: a `DistilBertModel`.
+        ids: as in `packed_logits`.
+        offsets: as there.
+        lengths: as there.
+        places: (num_read,), which of `ids` are read, in their order.
+        counts: how many of them each review has, one or more.
+        speed: which shortcuts to take.
+    """
+    encoder: Any = model
     starts = offsets[:-1]
     shift = torch.repeat_interleave(starts, offsets.diff(), output_size=len(ids))
     positions = torch.arange(len(ids), device=ids.device) - shift
@@ -51,15 +80,11 @@ def packed_logits(
     compute = _compiled_block() if speed.compile else _block
     for block in blocks:
         hidden = compute(block, hidden, hidden, layout, layout, speed)
-    # index_select's gradient is a sum by index; that of hidden[starts] sorts first.
+    # index_select's gradient is a sum by index; that of hidden[places] sorts first.
     if speed.first_token_only:
-        first = hidden.index_select(0, starts)
-        first = compute(last_block, first, hidden, layout.first_tokens(), layout, speed)
-    else:
-        first = compute(last_block, hidden, hidden, layout, layout, speed).index_select(0, starts)
-    pooled = functional.relu(classifier.pre_classifier(first))
-    logits: torch.Tensor = classifier.classifier(_drop(classifier.dropout, pooled, speed))
-    return logits
+        read = hidden.index_select(0, places)
+        return compute(last_block, read, hidden, layout.of_rows(counts), layout, speed)
+    return compute(last_block, hidden, hidden, layout, layout, speed).index_select(0, places)
 
 
 @functools.cache

@@ -1,10 +1,11 @@
 """What a training run did, by step and by epoch, and how it is shown while it runs."""
 
 import csv
+import shutil
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from distiltune.artifacts import ANSWERS_FILE, write_csv
 
 SECONDS_BETWEEN_LINES = 5.0
 STEPS_FILE, EPOCHS_FILE = "steps.csv", "epochs.csv"
+ADAPTATION_PREFIX = "adapt_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +114,10 @@ class History:
         """Write `steps.csv`, `epochs.csv` and, with the true classes, `validation.csv`."""
         answers = zip(labels, self.kept_predictions, strict=True)
         write_csv(folder / ANSWERS_FILE, ["label", "predicted"], answers)
+        self.write_tables(folder)
+
+    def write_tables(self, folder: Path) -> None:
+        """Write `steps.csv` and `epochs.csv`."""
         for name, record_class, records in (
             (STEPS_FILE, StepRecord, self.steps),
             (EPOCHS_FILE, EpochRecord, self.epochs),
@@ -144,14 +150,37 @@ class History:
         }
 
 
-def read_metrics(folder: Path) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """The records that `History.write` wrote, without the cells that are empty."""
+def read_metrics(
+    folder: Path, prefix: str = ""
+) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """The records that `History.write` wrote, without the cells that are empty.
+
+    Args:
+        folder: where they are.
+        prefix: of the files' names.
+    """
     found = []
-    for name in (STEPS_FILE, EPOCHS_FILE):
+    for name in (f"{prefix}{STEPS_FILE}", f"{prefix}{EPOCHS_FILE}"):
         with (folder / name).open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
             found.append([{k: float(v) for k, v in row.items() if v} for row in rows])
     return found[0], found[1]
+
+
+def copy_adaptation(source: Path, folder: Path) -> None:
+    """Put the tables of an adaptation beside those of the training that starts from it."""
+    for name in (STEPS_FILE, EPOCHS_FILE):
+        shutil.copyfile(source / name, folder / f"{ADAPTATION_PREFIX}{name}")
+
+
+def adaptation_metrics(folder: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Steps and figures, as `adapt/...`, of what `copy_adaptation` put there, if anything."""
+    if not (folder / f"{ADAPTATION_PREFIX}{STEPS_FILE}").exists():
+        return
+    for records in read_metrics(folder, ADAPTATION_PREFIX):
+        for record in records:
+            figures = {f"adapt/{n}": v for n, v in record.items() if n not in ("step", "epoch")}
+            yield int(record["step"]), figures
 
 
 class ConsoleReporter:

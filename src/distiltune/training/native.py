@@ -21,14 +21,14 @@ from distiltune.batching import (
     lengths_of,
     random_batches,
 )
-from distiltune.config import TrainConfig
-from distiltune.inference import loss_and_accuracy, predict_logits
+from distiltune.config import EngineConfig
 from distiltune.optimizers import build_optimizer, build_schedule
 from distiltune.replicas import ALONE, Replicas
 from distiltune.runtime import Runtime
 from distiltune.training.averaging import EvaluatedWeights
 from distiltune.training.costs import EnergyMeter, OptimizerClock, optimizer_state_bytes
 from distiltune.training.history import EpochRecord, History, Recorder, Reporter
+from distiltune.training.objective import Classification, Objective
 from distiltune.training.passes import Passes
 from distiltune.training.resume import (
     ResumePoints,
@@ -40,7 +40,7 @@ from distiltune.training.window import Window, WindowStep
 
 
 def train_native(
-    config: TrainConfig,
+    config: EngineConfig,
     model: PreTrainedModel,
     train: Tokens,
     validation: Tokens,
@@ -48,10 +48,11 @@ def train_native(
     reporters: Sequence[Reporter],
     points: ResumePoints | None = None,
     replicas: Replicas = ALONE,
+    objective: Objective | None = None,
 ) -> History:
     """Train the model in place and return the records of the run.
 
-    The loss of a step is the mean over its reviews, accumulated batches together. The
+    The loss of a step is the mean over its targets, accumulated batches together. The
     training accuracy is the running one: of each batch before its update. Validation
     follows each epoch; with `keep: best` the model ends as it was after the best. An epoch
     that no accuracy so far comes up to (`train.stop_below`) is the last.
@@ -66,6 +67,7 @@ def train_native(
         points: where states are saved; a state that is found there is gone on from.
         replicas: the processes that train the same model, each with a share of every batch;
             but for rounding and dropout the result is that of one process.
+        objective: what is minimised; `None` is the classification of reviews.
 
     Raises:
         InputError: the warm-up is longer than the training, or the loss is no number.
@@ -73,7 +75,9 @@ def train_native(
         KeyboardInterrupt: on SIGINT, after the state was saved.
         SystemExit: the same on SIGTERM.
     """
-    loop = _Loop(config, model, train, validation, runtime, reporters, points, replicas)
+    if objective is None:
+        objective = Classification(config, model, train, validation, runtime, replicas)
+    loop = _Loop(config, model, train, objective, runtime, reporters, points, replicas)
     if points is not None and points.found is not None:
         loop.load_state(points.found)
         print(f"going on from step {loop.step} of {loop.num_steps}", flush=True)
@@ -106,10 +110,10 @@ class _Loop:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: EngineConfig,
         model: PreTrainedModel,
         train: Tokens,
-        validation: Tokens,
+        objective: Objective,
         runtime: Runtime,
         reporters: Sequence[Reporter],
         points: ResumePoints | None,
@@ -118,7 +122,7 @@ class _Loop:
         self.config = config
         self.model = model
         self.train = train
-        self.validation = validation
+        self.objective = objective
         self.runtime = runtime
         self.recorder = Recorder(reporters)
         self.num_steps = config.num_steps(train.num_reviews)
@@ -130,7 +134,7 @@ class _Loop:
         self.best_weights: dict[str, torch.Tensor] | None = None
         self.clock = OptimizerClock(runtime.device)
         self.replicas = replicas
-        self.passes = Passes(config, model, train, runtime, replicas)
+        self.passes = Passes(config, model, train, runtime, objective, replicas)
         self.scaler = self.passes.scaler
         self.step = 0
         self.window = Window()
@@ -146,6 +150,7 @@ class _Loop:
         place, epoch = self.place, self.place.epoch
         began = time.perf_counter() - place.seconds
         selections = self._selections(epoch)
+        self.objective.begin_epoch(epoch)
         group_size = self.config.train.gradient_accumulation_steps
         self.model.train()
         for first in range(place.num_batches, len(selections), group_size):
@@ -161,7 +166,12 @@ class _Loop:
                 epoch=epoch,
                 batch=place.num_batches,
             )
-            self.window.add(step, len(rows), int(lengths_of(self.train, rows).sum()))
+            self.window.add(
+                step,
+                num_targets=self.objective.count_targets(rows),
+                num_examples=len(rows),
+                num_tokens=int(lengths_of(self.train, rows).sum()),
+            )
             self._update(epoch - 1 + place.num_batches / len(selections))
             place.seconds = time.perf_counter() - began
             self.save_if_due()
@@ -170,25 +180,19 @@ class _Loop:
         place.seconds = trained - began
         try:
             with self._stopping_while_validating(), self.weights.applied():
-                logits = predict_logits(
-                    self.model,
-                    self.validation,
-                    self.runtime,
-                    self.config.speed,
-                    replicas=self.replicas,
-                )
+                validation = self.objective.validate()
         except (KeyboardInterrupt, SystemExit):
             self._save_before_the_end()
             raise
-        validation_loss, validation_accuracy = loss_and_accuracy(logits, self.validation.labels)
-        self._keep(epoch, validation_accuracy, logits.argmax(1).tolist())
+        self._keep(epoch, validation.accuracy, validation.predictions)
+        num_targets = self.objective.count_targets(torch.arange(self.train.num_reviews))
         record = EpochRecord(
             epoch=epoch,
             step=self.step,
-            train_loss=train_loss / self.train.num_reviews,
-            train_accuracy=train_right / self.train.num_reviews,
-            validation_loss=validation_loss,
-            validation_accuracy=validation_accuracy,
+            train_loss=train_loss / num_targets,
+            train_accuracy=train_right / num_targets,
+            validation_loss=validation.loss,
+            validation_accuracy=validation.accuracy,
             train_seconds=place.seconds,
             validation_seconds=time.perf_counter() - trained,
         )
@@ -325,6 +329,4 @@ class _Loop:
             self.recorder.on_step(record)
 
     def _losses(self) -> list[float]:
-        return self.window.read(
-            self.step, f"lower optimizers.{self.config.optimizer}.learning_rate"
-        )
+        return self.window.read(self.step, f"lower {self.config.optimizer_path}.learning_rate")

@@ -6,16 +6,16 @@ import shutil
 import sys
 
 import torch
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from distiltune import InputError
-from distiltune.batching import Batch, Tokens, divide, gather, lengths_of
-from distiltune.config import TrainConfig
-from distiltune.models import compute_logits, has_padding_free_path
+from distiltune.batching import Batch, Tokens, divide, lengths_of
+from distiltune.config import EngineConfig
+from distiltune.models import has_padding_free_path
 from distiltune.replicas import ALONE, Replicas
 from distiltune.runtime import Runtime, available_memory
 from distiltune.training.graphs import RecordedPasses
+from distiltune.training.objective import Objective
 
 # Of the free memory, what activations may take; gradients and optimizer are counted apart.
 MEMORY_SHARE = 0.8
@@ -31,10 +31,11 @@ class Passes:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: EngineConfig,
         model: PreTrainedModel,
         train: Tokens,
         runtime: Runtime,
+        objective: Objective,
         replicas: Replicas = ALONE,
     ) -> None:
         """Choose how batches go through the model.
@@ -44,6 +45,7 @@ class Passes:
             model: on the runtime's device.
             train: the reviews.
             runtime: device and precision; fp16 scales the loss (Micikevicius et al. 2018).
+            objective: computes the loss.
             replicas: each computes a share of every batch.
 
         Raises:
@@ -53,6 +55,7 @@ class Passes:
         self.model = model
         self.train = train
         self.runtime = runtime
+        self.objective = objective
         self.replicas = replicas
         # Whole batches alone are recorded, which have as many reviews each time.
         self.share_size = replicas.share_size(config.batch_size)
@@ -68,6 +71,7 @@ class Passes:
         self.recorded: RecordedPasses | None = None
         if (
             config.speed.cuda_graphs
+            and objective.can_be_recorded
             and config.speed.fast_attention
             and self.is_padding_free
             and runtime.has_flash_attention
@@ -77,7 +81,7 @@ class Passes:
             self.recorded = RecordedPasses(model, train.max_length, runtime.device)
 
     def run(self, group: list[torch.Tensor]) -> torch.Tensor:
-        """Add the gradients of the mean loss over a step's batches to the parameters'.
+        """Add the gradients of the mean loss over a step's targets to the parameters'.
 
         Args:
             group: the batches' rows; no gradients are there yet.
@@ -89,14 +93,15 @@ class Passes:
             InputError: the memory does not suffice for the longest review alone.
             LostProcessError: another process has ended.
         """
-        num_examples = sum(len(rows) for rows in group)
+        num_targets = sum(self.objective.count_targets(rows) for rows in group)
+        is_whole = sum(len(rows) for rows in group) == self.config.batch_size
         shares = [self.replicas.share(rows, lengths_of(self.train, rows)) for rows in group]
         # Who has none computes one that does not count: so all have the same gradients to sum.
         weight = 1.0 if any(len(rows) for rows in shares) else 0.0
         group = [rows for rows in shares if len(rows)] or [group[0][:1]]
         while True:
             try:
-                sums = self._run(group, num_examples, weight)
+                sums = self._run(group, num_targets, weight, is_whole=is_whole)
                 break
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
@@ -106,35 +111,27 @@ class Passes:
         self.replicas.sum_gradients(list(self.model.parameters()), sums)
         return sums
 
-    def _run(self, group: list[torch.Tensor], num_examples: int, weight: float) -> torch.Tensor:
+    def _run(
+        self, group: list[torch.Tensor], num_targets: int, weight: float, *, is_whole: bool
+    ) -> torch.Tensor:
         sums = torch.zeros(2, device=self.runtime.device)
         for rows in group:
             parts = self._parts(rows)
             for part in parts:
-                batch = gather(self.train, part)
-                if (
-                    self.recorded
-                    and len(parts) == 1
-                    and len(part) == self.share_size
-                    and num_examples == self.config.batch_size
-                ):
+                batch = self.objective.gather(part)
+                can_record = is_whole and len(parts) == 1 and len(part) == self.share_size
+                if self.recorded and can_record:
                     sums += self.recorded.run(
                         batch, lambda batch: self._compute(batch, self.config.batch_size)
                     )
                 else:
                     on_device = batch.to(self.runtime.device)
-                    sums += weight * self._compute(on_device, num_examples, weight)
+                    sums += weight * self._compute(on_device, num_targets, weight)
         return sums
 
-    def _compute(self, batch: Batch, num_examples: int, weight: float = 1.0) -> torch.Tensor:
-        with self.runtime.autocast():
-            logits = compute_logits(
-                self.model, batch.ids, batch.offsets, batch.lengths, self.config.speed
-            )
-        logits = logits[: len(batch.labels)].float()  # a filler has no label
-        loss_sum = functional.cross_entropy(logits, batch.labels, reduction="sum")
-        self.scaler.scale(loss_sum * weight / num_examples).backward()
-        right = (logits.detach().argmax(1) == batch.labels).sum()
+    def _compute(self, batch: Batch, num_targets: int, weight: float = 1.0) -> torch.Tensor:
+        loss_sum, right = self.objective.compute(batch)
+        self.scaler.scale(loss_sum * weight / num_targets).backward()
         return torch.stack([loss_sum.detach(), right])
 
     def _parts(self, rows: torch.Tensor) -> list[torch.Tensor]:
@@ -197,15 +194,13 @@ class Passes:
             sizes[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        batch = gather(self.train, rows)
+        batch = self.objective.gather(rows)
         state = torch.get_rng_state()
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-        with hooks, self.runtime.autocast():
-            logits = compute_logits(
-                self.model, batch.ids, batch.offsets, batch.lengths, self.config.speed
-            )
+        with hooks:
+            found = self.objective.compute(batch)
         torch.set_rng_state(state)
-        del logits
+        del found
         return sum(sizes.values())
 
 

@@ -19,7 +19,7 @@ from distiltune.artifacts import (
     write_json,
 )
 from distiltune.batching import Tokens, read_tokens
-from distiltune.checkpoint import checked_weights
+from distiltune.checkpoint import HISTORY_FOLDER, checked_weights, read_adaptation
 from distiltune.config import TrainConfig
 from distiltune.models import (
     attention_dropout_of,
@@ -28,16 +28,27 @@ from distiltune.models import (
     save_model,
 )
 from distiltune.replicas import Replicas
-from distiltune.runtime import Runtime, choose_runtime, code_digest, seed_everything
+from distiltune.runtime import (
+    SINGLE_THREAD_WEIGHTS,
+    Runtime,
+    choose_runtime,
+    code_digest,
+    seed_everything,
+    version_tags,
+)
 from distiltune.sending import KEY_TAG, WEIGHTS_TAG
-from distiltune.tracking import TrackedRun, version_tags
+from distiltune.tracking import TrackedRun
 from distiltune.training.costs import peak_memory_bytes
-from distiltune.training.history import ConsoleReporter, History, Reporter
+from distiltune.training.history import (
+    ConsoleReporter,
+    History,
+    Reporter,
+    adaptation_metrics,
+    copy_adaptation,
+)
 from distiltune.training.native import train_native
-from distiltune.training.resume import ResumePoints, fingerprint_of
+from distiltune.training.resume import ResumePoints, fingerprint_of, forget
 from distiltune.training.trainer import train_with_trainer
-
-SINGLE_THREAD_WEIGHTS = 1_000_000
 
 
 def run_training(
@@ -48,6 +59,7 @@ def run_training(
     tokens: Path,
     tokenizer: Path,
     checkpoint: Path,
+    adapted: Path,
     model: Path,
     history: Path,
 ) -> tuple[dict[str, Any], Callable[[Path], None]] | None:
@@ -62,6 +74,7 @@ def run_training(
         tokens: the folder with the token files.
         tokenizer: the tokenizer's folder, saved with the model.
         checkpoint: the pretrained weights' folder.
+        adapted: what the stage `adapt` made of them, if anything.
         model: the folder to write the model into.
         history: the folder to write the records into.
 
@@ -77,7 +90,11 @@ def run_training(
     validation = read_tokens(tokens / "validation.safetensors")
     num_steps = config.num_steps(train.num_reviews)
     from_scratch = config.model_row.architecture.type != "checkpoint"
-    pretrained = None if from_scratch else checked_weights(checkpoint)
+    adaptation = read_adaptation(adapted)
+    start = adapted if adaptation else checkpoint
+    pretrained = None if from_scratch and not adaptation else checked_weights(start)
+    if adaptation:
+        forget(root, adaptation["training"])  # as this stage runs, that one is recorded
     runtime = choose_runtime(config.device, config.precision, prefer_fp32_on_cpu=from_scratch)
     seed_everything(config.seed)
     network = build_model(
@@ -85,17 +102,18 @@ def run_training(
         train.info.label_names,
         train.max_length,
         tokenizer,
-        checkpoint,
+        start,
         None if config.train.attention_dropout == "auto" else config.train.attention_dropout,
+        is_adapted=adaptation is not None,
     ).to(runtime.device)
     num_weights = sum(parameter.numel() for parameter in network.parameters())
     if num_weights < SINGLE_THREAD_WEIGHTS:
-        # Handing out products this small costs more than it saves, and two runs can share.
         torch.set_num_threads(1)
     padding_free = has_padding_free_path(network, config.speed) and config.engine == "native"
     print(
         f"{config.model} ({num_weights / 1e6:.1f} M weights) with {config.optimizer}, engine "
-        f"{config.engine}{', padding-free' if padding_free else ''}, on {runtime.description}"
+        f"{config.engine}{', padding-free' if padding_free else ''}"
+        f"{', adapted' if adaptation else ''}, on {runtime.description}"
         f"{f', {replicas.num} processes' if replicas.num > 1 else ''}\n"
         f"{train.num_reviews:,} reviews, {len(train.ids):,} tokens; {num_steps:,} steps"
         f"{_unusual(config)}",
@@ -103,7 +121,10 @@ def run_training(
     )
     facts = {
         "name": f"{config.model}-{config.optimizer}-{config.seed}",
-        "params": _resolved(config, runtime, network, train, validation, num_steps),
+        "params": {
+            **_resolved(config, runtime, network, train, validation, num_steps),
+            **(adaptation["params"] if adaptation else {}),
+        },
         "tags": {"device": runtime.description, **version_tags()},
         "dataset": train.info.dataset,
         "dataset_digest": sha256_of(tokens / "train.safetensors"),
@@ -154,6 +175,10 @@ def run_training(
         digest = sha256_of(model / WEIGHTS_FILE)
         with new_folder(history) as folder:
             records.write(folder, validation.labels.tolist())
+            if adaptation:
+                copy_adaptation(adapted / HISTORY_FOLDER, folder)
+            for step, figures in adaptation_metrics(folder):
+                tracked.log_metrics(figures, step)
             when = {"started": started, "ended": time.time()}
             who = {WEIGHTS_TAG: digest, KEY_TAG: tracked.key}
             write_json(folder / SUMMARY_FILE, {**who, **when, **summary})

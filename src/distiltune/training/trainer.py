@@ -3,6 +3,7 @@
 For comparison. It draws its own data order and pads each batch to its longest review.
 """
 
+import functools
 import tempfile
 import time
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from distiltune.optimizers import build_optimizer, build_schedule
 from distiltune.runtime import Runtime
 from distiltune.training.costs import EnergyMeter, OptimizerClock, optimizer_state_bytes
 from distiltune.training.history import EpochRecord, History, Recorder, Reporter, StepRecord
+from distiltune.training.objective import smoothed_cross_entropy
 
 
 class _Reviews(Dataset[dict[str, torch.Tensor]]):
@@ -219,7 +221,7 @@ def train_with_trainer(
             train_dataset=_Reviews(train),
             eval_dataset=_Reviews(validation),
             data_collator=collator,
-            compute_loss_func=_mean_loss,
+            compute_loss_func=functools.partial(_mean_loss, smoothing=config.train.label_smoothing),
             optimizers=(optimizer, schedule),
             compute_metrics=measure,
             callbacks=[
@@ -238,15 +240,21 @@ def train_with_trainer(
 
 
 def _mean_loss(
-    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    outputs: Any,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    *,
+    smoothing: float,
 ) -> torch.Tensor:
     """The mean over the reviews of a step, accumulated batches together.
 
     The models' own loss ignores how many those are, and the Trainer does not divide by it.
+    Its `label_smoothing_factor` holds for the validation too, and does nothing beside this.
     """
     num_reviews = len(labels) if num_items_in_batch is None else num_items_in_batch
-    total = torch.nn.functional.cross_entropy(outputs.logits.float(), labels, reduction="sum")
-    return total / num_reviews
+    is_training = outputs.logits.requires_grad
+    smoothing = smoothing if is_training else 0.0
+    return smoothed_cross_entropy(outputs.logits.float(), labels, smoothing) / num_reviews
 
 
 class _Accuracy:

@@ -30,12 +30,16 @@ class Window:
 
     def _open(self) -> None:
         self.steps: list[WindowStep] = []
+        self.num_targets = 0
         self.num_examples = 0
         self.num_tokens = 0
         self.started = time.perf_counter()
 
-    def add(self, step: WindowStep, num_examples: int, num_tokens: int) -> None:
+    def add(
+        self, step: WindowStep, *, num_targets: int, num_examples: int, num_tokens: int
+    ) -> None:
         self.steps.append(step)
+        self.num_targets += num_targets
         self.num_examples += num_examples
         self.num_tokens += num_tokens
 
@@ -66,6 +70,7 @@ class Window:
         """The steps, and the seconds that they took."""
         return {
             "steps": [vars(step) for step in self.steps],
+            "num_targets": self.num_targets,
             "num_examples": self.num_examples,
             "num_tokens": self.num_tokens,
             "seconds": time.perf_counter() - self.started,
@@ -74,6 +79,7 @@ class Window:
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave, in another process."""
         self.steps = [WindowStep(**step) for step in state["steps"]]
+        self.num_targets = state["num_targets"]
         self.num_examples, self.num_tokens = state["num_examples"], state["num_tokens"]
         self.started = time.perf_counter() - state["seconds"]
 
@@ -90,7 +96,7 @@ class Window:
         record = StepRecord(
             step=step,
             epoch=epoch,
-            loss=sum(losses) / self.num_examples,
+            loss=sum(losses) / self.num_targets,
             learning_rate=self.steps[-1].learning_rate,
             gradient_norm=None if norm is None else norm.item(),
             tokens_per_second=self.num_tokens / seconds,

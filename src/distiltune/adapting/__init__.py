@@ -1,0 +1,1 @@
+"""Task-adaptive pretraining: masked words of the training reviews, before the training."""
