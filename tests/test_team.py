@@ -18,7 +18,7 @@ import yaml
 from compose_spec import PyCompose
 
 from benchmarks.outages import Server, free_port
-from distiltune import cli
+from distiltune import cli, store
 from distiltune.sweeping.sharding import Shard
 from tests.closure import ROOT
 from tests.conftest import Project, environment
@@ -110,12 +110,12 @@ def test_a_model_goes_to_the_composed_server_and_comes_back(
     assert "--host 0.0.0.0 --port 5000" in script
     script = script.replace("0.0.0.0", HOST).replace("5000", port)
     log, uri = tmp_path / "mlflow.log", f"http://{HOST}:{port}"
-    with postgres(password) as database, objects(tmp_path) as store:
+    with postgres(password) as database, objects(tmp_path) as address:
         variables = service["environment"]
         inside = ("postgresql+psycopg2://mlflow@database:5432/mlflow", "http://objects:7070")
         assert variables["MLFLOW_BACKEND_STORE_URI"] == inside[0]
         assert variables["AWS_ENDPOINT_URL_S3"] == inside[1]
-        variables |= {"MLFLOW_BACKEND_STORE_URI": database, "AWS_ENDPOINT_URL_S3": store}
+        variables |= {"MLFLOW_BACKEND_STORE_URI": database, "AWS_ENDPOINT_URL_S3": address}
         variables["MLFLOW_WORKERS"] = "1"
         with serving([shell, option, script], variables, log, f"{uri}/health"):
             pass  # and again, when the buckets are there
@@ -134,7 +134,7 @@ def test_a_model_goes_to_the_composed_server_and_comes_back(
             champion = ("--model", "models:/distiltune@champion")
             found = project.run("distiltune", "predict", *texts, *champion, env=env).stdout
             assert found == given and len(found.splitlines()) == 2
-        bucket = boto3.resource("s3", endpoint_url=store, region_name="us-east-1",
+        bucket = boto3.resource("s3", endpoint_url=address, region_name="us-east-1",
                                 aws_access_key_id="key",
                                 aws_secret_access_key="secret").Bucket("mlflow")  # fmt: skip
         names = [file.key for file in bucket.objects.all()]
@@ -165,12 +165,12 @@ def clone(shared: Project, name: str) -> Project:
 def test_what_one_checkout_pushes_another_pulls_and_trains_nothing(
     shared: Project, tmp_path: Path
 ) -> None:
-    with objects(tmp_path) as store:
-        boto3.client("s3", endpoint_url=store, region_name="us-east-1", aws_access_key_id="key",
+    with objects(tmp_path) as address:
+        boto3.client("s3", endpoint_url=address, region_name="us-east-1", aws_access_key_id="key",
                      aws_secret_access_key="secret").create_bucket(Bucket="dvc")  # fmt: skip
         shared.run(*as_documented("dvc remote add --default team s3://dvc"))
         shared.run(*as_documented("dvc remote modify team endpointurl http://127.0.0.1:7070",
-                                  {"http://127.0.0.1:7070": store}))  # fmt: skip
+                                  {"http://127.0.0.1:7070": address}))  # fmt: skip
         shared.run(*as_documented("git add .dvc/config"))
         shared.run(*as_documented('git commit -m "The team\'s DVC remote"'))
         shared.dvc("repro")
@@ -253,6 +253,26 @@ def test_a_wrong_shard_is_refused(
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code and said in capsys.readouterr().err
+
+
+def test_parts_of_machines_that_end_at_once_are_read_as_one_sweep(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        # Neither sees yet that the other has made one.
+        patch.setattr(store, "find_runs", lambda *_: [])
+        made = [store.parent_of_sweep(root, "distiltune", "divided") for _ in range(2)]
+    for number, parent in enumerate(made, start=1):
+        store.write_members(root, parent, "trial", {f"e{number}": f"id{number}"}, f"{number}/3")
+    parents = store.parents_of_sweeps(store.find_runs(root, "distiltune"))["divided"]
+    assert sorted(parents) == sorted(made)
+    first = store.parent_of_sweep(root, "distiltune", "divided")
+    assert first == parents[0]
+    store.write_members(root, first, "trial", {"e3": "id3"}, "3/3")
+    store.write_members(root, first, "search", {"e4": "id4"})
+    expected = {f"e{number}": f"id{number}" for number in range(1, 4)}
+    assert store.read_members(root, parents, "trial") == expected
+    assert store.read_members(root, parents, "search") == {"e4": "id4"}
 
 
 @pytest.mark.slow

@@ -79,7 +79,8 @@ def run_sweep(arguments: argparse.Namespace) -> None:
         names = [trial.name for trial in planner.sweep(rates).trials]
         store.set_size(root, parent, len(names))
         if arguments.shard:
-            members = store.read_members(root, parent, "trial")
+            parents = store.parents_of_sweeps(store.find_runs(root, experiment))[planner.name]
+            members = store.read_members(root, parents, "trial")
             if members.keys() >= set(names):
                 runs = runs_of_mlflow(root, [members[name] for name in names])
             else:
@@ -188,13 +189,15 @@ def run_compare(arguments: argparse.Namespace) -> None:
             raise InputError(f"there is no sweep {arguments.sweep!r} in MLflow; {known}")
         if sweeps:
             name = arguments.sweep or list(sweeps)[-1]
-            parent = sweeps[name]
+            parent, *_ = parents = sweeps[name]
             print(f"{name}:")
-            members = store.read_members(root, parent, "trial")
+            members = store.read_members(root, parents, "trial")
             if len(members) < (num_planned := store.get_size(root, parent)):
                 print(_so_far(name, len(members), num_planned))
             runs = runs_of_mlflow(root, members.values())
-            tried = tried_rates_of_mlflow(root, store.read_members(root, parent, "search").values())
+            tried = tried_rates_of_mlflow(
+                root, store.read_members(root, parents, "search").values()
+            )
         else:
             runs = _all_with_records(root, stored)
     _check_outputs(arguments, root / REPORTS / name)

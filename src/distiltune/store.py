@@ -151,30 +151,29 @@ def download_model(root: Path, uri: str, folder: Path) -> Path:
 def parent_of_sweep(root: Path, experiment: str, sweep: str) -> str:
     """The id of the run that stands above a sweep's runs; made if it is not there."""
     if found := parents_of_sweeps(find_runs(root, experiment)).get(sweep):
-        return found
+        return found[0]
     client = open_store(root)
     made = client.create_run(
         experiment_id(root, experiment),
         run_name=sweep,
         tags={KIND_TAG: "sweep", SWEEP_TAG: sweep},
     )
-    # Another machine with a part of the sweep may have made one meanwhile.
-    first = parents_of_sweeps(find_runs(root, experiment))[sweep]
-    if first != made.info.run_id:
-        client.delete_run(made.info.run_id)
-    return first
+    return str(made.info.run_id)
 
 
-def parents_of_sweeps(runs: Iterable[StoredRun]) -> dict[str, str]:
-    """The ids of the runs that stand above sweeps', by the sweep's name, the newest last.
+def parents_of_sweeps(runs: Iterable[StoredRun]) -> dict[str, list[str]]:
+    """The ids of the runs that stand above sweeps', by the sweep's name, the newest sweep last.
+
+    A sweep has one, but machines that end their parts of it in the same second may each make
+    one: then the first counts, and the lists in all of them.
 
     Args:
-        runs: the oldest first, which counts where two have one name.
+        runs: the oldest first.
     """
-    parents: dict[str, str] = {}
+    parents: dict[str, list[str]] = {}
     for run in runs:
         if run.kind == "sweep" and run.sweep:
-            parents.setdefault(run.sweep, run.run_id)
+            parents.setdefault(run.sweep, []).append(run.run_id)
     return parents
 
 
@@ -208,15 +207,22 @@ def write_members(
 
 
 @_raises_input_error
-def read_members(root: Path, parent: str, kind: str) -> dict[str, str]:
-    """The ids of a sweep's runs of a kind, `trial` or `search`, by the experiments' names."""
+def read_members(root: Path, parents: Iterable[str], kind: str) -> dict[str, str]:
+    """The ids of a sweep's runs of a kind, `trial` or `search`, by the experiments' names.
+
+    Args:
+        root: the main checkout.
+        parents: of the sweep, see `parents_of_sweeps`.
+        kind: `trial` or `search`.
+    """
     mlflow = import_mlflow()
     client = open_store(root)
-    location = client.get_run(parent).info.artifact_uri
     found: dict[str, str] = {}
-    for file in client.list_artifacts(parent, MEMBERS):
-        if Path(file.path).stem.partition("-")[0] == kind:
-            found |= mlflow.artifacts.load_dict(f"{location}/{file.path}")
+    for parent in parents:
+        location = client.get_run(parent).info.artifact_uri
+        for file in client.list_artifacts(parent, MEMBERS):
+            if Path(file.path).stem.partition("-")[0] == kind:
+                found |= mlflow.artifacts.load_dict(f"{location}/{file.path}")
     return found
 
 
