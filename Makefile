@@ -39,7 +39,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  echo "using the torch $$version that is there"; \
 	  sed -i '/^torch==/d' .venv/constraints.txt; \
 	fi; \
-	$(PIP) install -c .venv/constraints.txt -e '.[dev,8bit,onnx]'
+	$(PIP) install -c .venv/constraints.txt -e '.[dev,8bit,onnx,s3]'
 	@git config user.email >/dev/null && git config user.name >/dev/null || { \
 	  echo "git has no identity, which queued experiments need: setting one for this clone alone"; \
 	  git config user.name distiltune; git config user.email distiltune@localhost; }
@@ -110,7 +110,7 @@ fuzz: setup  ## coverage-guided fuzzing of the readers of users' files (MINUTES=
 
 lock: setup  ## requirements.lock anew: every package with its hashes, for Linux and Python 3.11
 	$(PIP) install uv==$(call pinned,uv)
-	uv pip compile pyproject.toml --extra dev --extra 8bit --extra onnx -c constraints.txt -o requirements.lock \
+	uv pip compile pyproject.toml --extra dev --extra 8bit --extra browser --extra onnx --extra s3 -c constraints.txt -o requirements.lock \
 	  --generate-hashes --no-annotate --no-header -q \
 	  --python-platform x86_64-manylinux_2_28 --python-version 3.11
 

@@ -2,12 +2,9 @@
 
 import contextlib
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,50 +13,16 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from benchmarks.outages import Server, free_port
+from benchmarks.outages import Server
 from distiltune.location import DATABASE, checkout_id, store_name
 from distiltune.outbox import Outbox, is_empty
 from distiltune.sending import CHECKOUT_TAG
 from tests.conftest import Project, environment
+from tests.servers import HOST, POSTGRES, postgres
 from tests.test_outages import entry, header
 
 NUM_EXPERIMENTS, NUM_WORKERS = 40, 4
 PATIENCE_SECONDS = 3000.0
-POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-HOSTS = "127.0.0.1"
-
-
-@contextlib.contextmanager
-def postgres() -> Iterator[str]:
-    """A PostgreSQL server of its own; its address for SQLAlchemy."""
-    # It refuses to be root's, so it is nobody's, who may not enter pytest's folders.
-    is_root = os.getuid() == 0
-    as_other = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
-    prefix = as_other if is_root else []
-    with tempfile.TemporaryDirectory(prefix="postgres-") as folder:
-        if is_root:
-            shutil.chown(folder, "nobody", "nogroup")
-        yield from _serve(Path(folder), prefix)
-
-
-def _serve(data: Path, prefix: list[str]) -> Iterator[str]:
-    port = free_port()
-
-    def run(*command: str) -> None:
-        result = subprocess.run([*prefix, *command], capture_output=True, text=True, check=False,
-                                cwd=data)  # fmt: skip
-        assert result.returncode == 0, result.stdout + result.stderr
-
-    binaries = POSTGRES[-1]
-    run(str(binaries / "initdb"), "-D", str(data / "db"), "-U", "mlflow", "--auth=trust")
-    options = f"-h {HOSTS} -p {port} -k {data}"
-    control = (str(binaries / "pg_ctl"), "-D", str(data / "db"), "-w")
-    run(*control, "-o", options, "-l", str(data / "log"), "start")
-    try:
-        run(str(binaries / "createdb"), "-h", HOSTS, "-p", str(port), "-U", "mlflow", "mlflow")
-        yield f"postgresql+psycopg2://mlflow@{HOSTS}:{port}/mlflow"
-    finally:
-        run(*control, "-m", "immediate", "stop")
 
 
 @contextlib.contextmanager
@@ -72,7 +35,7 @@ def store_of(kind: str, project: Project, folder: Path) -> Iterator[str]:
         server = Server(folder, database)
         server.start()
         try:
-            yield f"http://{HOSTS}:{server.port}"
+            yield f"http://{HOST}:{server.port}"
         finally:
             server.kill()
 

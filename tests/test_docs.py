@@ -37,7 +37,7 @@ NOT_RUN = {
 
 
 # Pages that other tests follow, as they need a server.
-ELSEWHERE = {"ui": "tests/test_ui.py"}
+ELSEWHERE = {"ui": "tests/test_ui.py", "team": "tests/test_team.py"}
 # One of a page's blocks: of commands, or of text for a file.
 BLOCK = re.compile(
     r"^```(?P<language>\w+)\n(?P<text>.*?)^```$|(?P<commands>(?:^    .*\n)+)", re.M | re.S

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from distiltune.runtime import run_stage
+from distiltune.sweeping.sharding import Shard
 
 
 def main() -> None:
@@ -72,6 +73,9 @@ def parser() -> argparse.ArgumentParser:
                        "it (default: 5)")  # fmt: skip
     sweep.add_argument("--jobs", default=1, type=_count, metavar="N",
                        help="experiments at a time (default: 1)")  # fmt: skip
+    sweep.add_argument("--shard", type=_shard, metavar="I/N",
+                       help="run only the I-th of N parts, on one of N machines with this same "
+                       "command and one MLflow server; the last to end compares all")  # fmt: skip
     sweep.add_argument("--name", type=_name, help="of the sweep (default: made of its settings)")
     sweep.add_argument("--search-rates", default=0, type=_count, metavar="N",
                        help="first try N learning rates for each variant, with a seed of their own "
@@ -224,6 +228,15 @@ def _seeds(text: str) -> list[int]:
     if not parts or not all(part.strip().isdecimal() for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r}: how many seeds, or seeds with commas")
     return [int(part) for part in parts] if "," in text else list(range(1, _count(text) + 1))
+
+
+def _shard(text: str) -> Shard:
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: which part, and of how many, as 1/4, 2/4, 3/4 and 4/4"
+        )
+    return Shard(number=int(number), count=int(count))
 
 
 def _span(text: str) -> float:

@@ -42,11 +42,17 @@ def run_sweep(arguments: argparse.Namespace) -> None:
         raise InputError("--span: goes with --search-rates")
     if arguments.prune and not arguments.search_rates:
         raise InputError("--prune: goes with --search-rates")
+    if arguments.shard and arguments.search_rates:
+        raise InputError(
+            "--shard: not with --search-rates; search on one machine (--seeds 1 will do), write "
+            "the rates into params.yaml, commit that, and divide the sweep then"
+        )
     planner = Planner(
         root, arguments.optimizers, arguments.seeds, arguments.set_param,
         num_rates=arguments.search_rates, span=arguments.span or SPAN, prunes=arguments.prune,
-        name=arguments.name,
+        name=arguments.name, is_divided=arguments.shard is not None,
     )  # fmt: skip
+    planner.sweep(shard=arguments.shard)
     # Now, and not after hours.
     _check_outputs(arguments, root / REPORTS / planner.name)
     experiment = load_params(root / "params.yaml").tracking.experiment
@@ -55,7 +61,7 @@ def run_sweep(arguments: argparse.Namespace) -> None:
     try:
         searched, tried = _search_rates(root, planner, experiment, arguments.jobs)
         rates = {name: rate.row_rate for name, rate in best_rates(tried).items()}
-        sweep = planner.sweep(rates)
+        sweep = planner.sweep(rates, arguments.shard)
         runner = SweepRunner(root, sweep, experiment, arguments.jobs, planner.check_workspace)
         done = runner.run()
     except (KeyboardInterrupt, SystemExit):
@@ -64,11 +70,24 @@ def run_sweep(arguments: argparse.Namespace) -> None:
         raise
     runs = runs_of_experiments(root, [trial.name for trial in done])
     weights = {t.name: str(r.summary["weights_sha256"]) for t, r in zip(done, runs, strict=True)}
+    if arguments.shard:
+        runs = []  # until the others' are there too
     with _warning_where_mlflow_fails():
         if searched:
             searched()
         parent = runner.mirror(weights)
-        store.end(root, parent, is_complete=not runner.failed)
+        names = [trial.name for trial in planner.sweep(rates).trials]
+        store.set_size(root, parent, len(names))
+        if arguments.shard:
+            parents = store.parents_of_sweeps(store.find_runs(root, experiment))[planner.name]
+            members = store.read_members(root, parents, "trial")
+            if members.keys() >= set(names):
+                runs = runs_of_mlflow(root, [members[name] for name in names])
+            else:
+                say(_so_far(planner.name, len(members), len(names)))
+        # One that waits for other machines goes on.
+        if runs or runner.failed:
+            store.end(root, parent, is_complete=not runner.failed)
     if runs:
         comparison = compare(runs, target=arguments.target, tried_rates=tried, is_sweep=True)
         files = _report(comparison, planner.name, arguments)
@@ -124,6 +143,13 @@ def _search_rates(
     return functools.partial(runner.mirror, weights), tried
 
 
+def _so_far(name: str, num_done: int, num_planned: int) -> str:
+    return (
+        f"{num_done} of {num_planned} experiments are in MLflow; once all are, `distiltune compare "
+        f"{name}` says which is better, on any machine"
+    )
+
+
 def _bars(planner: Planner, finished: Sequence[TriedRate]) -> dict[str, tuple[float, ...] | None]:
     """What the first rates of each variant set for its others."""
     return {
@@ -157,16 +183,21 @@ def run_compare(arguments: argparse.Namespace) -> None:
         runs = runs_of_mlflow(root, arguments.runs)
     else:
         stored = store.find_runs(root, load_params(root / "params.yaml").tracking.experiment)
-        sweeps = {run.sweep: run.run_id for run in stored if run.kind == "sweep" and run.sweep}
+        sweeps = store.parents_of_sweeps(stored)
         if arguments.sweep and arguments.sweep not in sweeps:
             known = f"there are: {', '.join(sweeps)}" if sweeps else "nor any other"
             raise InputError(f"there is no sweep {arguments.sweep!r} in MLflow; {known}")
         if sweeps:
             name = arguments.sweep or list(sweeps)[-1]
-            parent = sweeps[name]
+            parent, *_ = parents = sweeps[name]
             print(f"{name}:")
-            runs = runs_of_mlflow(root, store.read_members(root, parent, "trial"))
-            tried = tried_rates_of_mlflow(root, store.read_members(root, parent, "search"))
+            members = store.read_members(root, parents, "trial")
+            if len(members) < (num_planned := store.get_size(root, parent)):
+                print(_so_far(name, len(members), num_planned))
+            runs = runs_of_mlflow(root, members.values())
+            tried = tried_rates_of_mlflow(
+                root, store.read_members(root, parents, "search").values()
+            )
         else:
             runs = _all_with_records(root, stored)
     _check_outputs(arguments, root / REPORTS / name)

@@ -20,12 +20,15 @@ from distiltune.location import (
 from distiltune.sending import CHECKOUT_TAG, EXPERIMENT_TAG, WEIGHTS_TAG, reason_of
 
 SWEEP_TAG, KIND_TAG, PARENT_TAG = "sweep", "kind", "mlflow.parentRunId"
+SIZE_TAG = "experiments"  # of a sweep: how many it is to have
 P = ParamSpec("P")
 R = TypeVar("R")
 # Finished and evaluated: `evaluate` is the last to log.
 EVALUATED = "test/accuracy"
 # Where `logged_model` has the train stage's folder within what it logs.
 MODEL_FILES = "artifacts/model"
+# Where a sweep's run has the lists of the runs that it consists of.
+MEMBERS = "members"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,9 +150,8 @@ def download_model(root: Path, uri: str, folder: Path) -> Path:
 @_raises_input_error
 def parent_of_sweep(root: Path, experiment: str, sweep: str) -> str:
     """The id of the run that stands above a sweep's runs; made if it is not there."""
-    for run in find_runs(root, experiment):
-        if run.sweep == sweep and run.kind == "sweep":
-            return run.run_id
+    if found := parents_of_sweeps(find_runs(root, experiment)).get(sweep):
+        return found[0]
     client = open_store(root)
     made = client.create_run(
         experiment_id(root, experiment),
@@ -157,6 +159,22 @@ def parent_of_sweep(root: Path, experiment: str, sweep: str) -> str:
         tags={KIND_TAG: "sweep", SWEEP_TAG: sweep},
     )
     return str(made.info.run_id)
+
+
+def parents_of_sweeps(runs: Iterable[StoredRun]) -> dict[str, list[str]]:
+    """The ids of the runs that stand above sweeps', by the sweep's name, the newest sweep last.
+
+    A sweep has one, but machines that end their parts of it in the same second may each make
+    one: then the first counts, and the lists in all of them.
+
+    Args:
+        runs: the oldest first.
+    """
+    parents: dict[str, list[str]] = {}
+    for run in runs:
+        if run.kind == "sweep" and run.sweep:
+            parents.setdefault(run.sweep, []).append(run.run_id)
+    return parents
 
 
 @_raises_input_error
@@ -171,21 +189,53 @@ def adopt(root: Path, run: StoredRun, parent: str, sweep: str, kind: str) -> Non
 
 
 @_raises_input_error
-def write_members(root: Path, parent: str, kind: str, run_ids: Mapping[str, str]) -> None:
-    """Note which runs a sweep consists of, by the experiments' names."""
-    client = open_store(root)
-    client.log_dict(parent, dict(run_ids), _members_file(kind))
+def write_members(
+    root: Path, parent: str, kind: str, run_ids: Mapping[str, str], shard: str = ""
+) -> None:
+    """Note which runs a sweep consists of.
+
+    Args:
+        root: the main checkout.
+        parent: the id of the sweep's run.
+        kind: `trial` or `search`.
+        run_ids: by the experiments' names.
+        shard: which part of the sweep they are, as `1/2`. Each has a file of its own, so
+            that machines do not overwrite each other's.
+    """
+    part = f"-{shard.replace('/', '-of-')}" if shard else ""
+    open_store(root).log_dict(parent, dict(run_ids), f"{MEMBERS}/{kind}{part}.json")
 
 
 @_raises_input_error
-def read_members(root: Path, parent: str, kind: str) -> list[str]:
-    """The ids of a sweep's runs of a kind, `trial` or `search`."""
+def read_members(root: Path, parents: Iterable[str], kind: str) -> dict[str, str]:
+    """The ids of a sweep's runs of a kind, `trial` or `search`, by the experiments' names.
+
+    Args:
+        root: the main checkout.
+        parents: of the sweep, see `parents_of_sweeps`.
+        kind: `trial` or `search`.
+    """
     mlflow = import_mlflow()
     client = open_store(root)
-    if _members_file(kind) not in [f.path for f in client.list_artifacts(parent, "members")]:
-        return []
-    location = client.get_run(parent).info.artifact_uri
-    return list(mlflow.artifacts.load_dict(f"{location}/{_members_file(kind)}").values())
+    found: dict[str, str] = {}
+    for parent in parents:
+        location = client.get_run(parent).info.artifact_uri
+        for file in client.list_artifacts(parent, MEMBERS):
+            if Path(file.path).stem.partition("-")[0] == kind:
+                found |= mlflow.artifacts.load_dict(f"{location}/{file.path}")
+    return found
+
+
+@_raises_input_error
+def set_size(root: Path, parent: str, num_experiments: int) -> None:
+    """Note how many experiments a sweep is to have."""
+    open_store(root).set_tag(parent, SIZE_TAG, num_experiments)
+
+
+@_raises_input_error
+def get_size(root: Path, parent: str) -> int:
+    """How many experiments a sweep is to have; 0 where nobody noted it."""
+    return int(open_store(root).get_run(parent).data.tags.get(SIZE_TAG, 0))
 
 
 @_raises_input_error
@@ -193,10 +243,6 @@ def read_figures(root: Path, run_id: str) -> tuple[dict[str, str], dict[str, flo
     """A run's params and its last metrics."""
     data = open_store(root).get_run(run_id).data
     return dict(data.params), dict(data.metrics)
-
-
-def _members_file(kind: str) -> str:
-    return f"members/{kind}.json"
 
 
 @_raises_input_error

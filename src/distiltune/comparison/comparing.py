@@ -99,8 +99,8 @@ def compare(
     every = [run for group in grouped.values() for run in group]
     if _are_together(every):
         notes.append(
-            "some of these runs were trained beside each other: their seconds (and the steps of "
-            "their optimizers) are longer for it"
+            "some of these runs were trained at the same time: where that was on one machine, "
+            "their seconds (and the steps of their optimizers) are longer for it"
         )
     idle = [run for run in every if len(np.unique(run.predicted)) == 1]
     for name, group in grouped.items():

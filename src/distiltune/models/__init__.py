@@ -199,6 +199,7 @@ def save_model(model: PreTrainedModel, tokenizer_folder: Path, output: Path) -> 
     Raises:
         InputError: the disk does not take them.
     """
+    transformers_logging.disable_progress_bar()
     try:
         model.save_pretrained(output)
     except SafetensorError as error:

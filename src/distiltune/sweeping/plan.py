@@ -18,6 +18,7 @@ from distiltune.artifacts import sha256_of
 from distiltune.config import Params, load_params
 from distiltune.runtime import choose_runtime, code_digest
 from distiltune.sweeping.pruning import MIN_FINISHED, num_in_full
+from distiltune.sweeping.sharding import Shard
 
 DIGEST_LENGTH = 6
 MAX_RATE = 10.0  # of a row, by the schema
@@ -45,6 +46,7 @@ class Sweep:
     trials: tuple[Trial, ...]
     data_overrides: tuple[str, ...]
     is_search: bool
+    shard: Shard | None = None  # of the whole sweep, which the trials are
 
 
 class Planner:
@@ -66,6 +68,7 @@ class Planner:
         span: float = 1.0,
         prunes: bool = False,
         name: str | None = None,
+        is_divided: bool = False,
     ) -> None:
         """Check what is asked for.
 
@@ -78,6 +81,9 @@ class Planner:
             span: they reach from the row's rate divided by this to it times this.
             prunes: whether hopeless ones of them are ended early.
             name: of the sweep; by default made of a digest of the settings.
+            is_divided: whether several machines share it. The digest then stands behind a
+                name that is given too, so that machines with different settings do not
+                take their experiments for one sweep.
 
         Raises:
             InputError: a variant is no row or is named twice, the params hold a mistake, or
@@ -122,7 +128,8 @@ class Planner:
         self._shared = self._settings(params)
         search = [num_rates, span, *(["pruned"] if prunes else [])] if num_rates else []
         names = [trial.name for trial in self._trials({})]
-        self.name = name or f"sweep-{_digest([*names, *search])}"
+        digest = _digest([*names, *search])
+        self.name = name if name and not is_divided else f"{name or 'sweep'}-{digest}"
 
     def check_workspace(self) -> None:
         """See that the workspace is still what the trials are named for.
@@ -188,23 +195,33 @@ class Planner:
         ]  # fmt: skip
         return self._sweep(trials, is_search=True)
 
-    def sweep(self, rates: Mapping[str, float] | None = None) -> Sweep:
+    def sweep(self, rates: Mapping[str, float] | None = None, shard: Shard | None = None) -> Sweep:
         """Every variant with every seed.
 
         Args:
             rates: by variant, in place of the row's.
-        """
-        return self._sweep(self._trials(rates or {}), is_search=False)
+            shard: which part of them; by default all.
 
-    def _sweep(self, trials: list[Trial], *, is_search: bool) -> Sweep:
+        Raises:
+            InputError: there are more parts than experiments.
+        """
+        trials = self._trials(rates or {})
+        if shard is not None:
+            trials = shard.take(trials, len(self.optimizers))
+        return self._sweep(trials, is_search=False, shard=shard)
+
+    def _sweep(
+        self, trials: Sequence[Trial], *, is_search: bool, shard: Shard | None = None
+    ) -> Sweep:
         return Sweep(
             name=self.name,
             trials=tuple(trials),
             data_overrides=self.overrides,
             is_search=is_search,
+            shard=shard,
         )
 
-    def _trials(self, rates: Mapping[str, float]) -> list[Trial]:
+    def _trials(self, rates: Mapping[str, float]) -> Sequence[Trial]:
         # Seed by seed, so that an unfinished sweep has as many of each variant.
         return [
             self._trial(optimizer, seed, rates.get(optimizer), (str(seed),), ())

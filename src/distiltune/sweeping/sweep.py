@@ -79,6 +79,7 @@ class SweepRunner:
         trials = {trial.name: trial for trial in self.sweep.trials}
         done = self.queue.finished() & trials.keys()
         kind = "searching rates" if self.sweep.is_search else self.sweep.name
+        kind += f", shard {self.sweep.shard}" if self.sweep.shard else ""
         say(f"{kind}: {len(trials)} experiments, {len(done)} of them done already")
         if len(done) < len(trials):
             self._prepare_data()
@@ -201,7 +202,7 @@ class SweepRunner:
                 if run.run_id != chosen.run_id and run.parent is None and run.is_ours:
                     say(f"deleting the MLflow run of a broken attempt: {run.name}")
                     store.delete(self.root, run.run_id)
-        store.write_members(self.root, parent, kind, chosen_ids)
+        store.write_members(self.root, parent, kind, chosen_ids, str(self.sweep.shard or ""))
         return parent
 
 
