@@ -5,9 +5,7 @@ from pathlib import Path
 from distiltune.artifacts import write_json
 from distiltune.config import TrainConfig, load
 from distiltune.runtime import project_root, run_stage
-from distiltune.training.joining import joined
 from distiltune.training.launching import is_started, launch
-from distiltune.training.run import run_training
 
 METRICS = Path("metrics/train.json")
 
@@ -17,6 +15,10 @@ def main() -> None:
     if config.train.processes > 1 and not is_started():
         launch("stages.train", config.train.processes)
         return
+    # Only here: to start them, PyTorch is not needed.
+    from distiltune.training.joining import joined
+    from distiltune.training.run import run_training
+
     with joined(config.train.processes, config.device) as replicas:
         outcome = run_training(
             config,

@@ -152,6 +152,14 @@ def test_what_is_kept(project: Project) -> None:
 
 
 @pytest.mark.slow
+def test_further_accuracy(project: Project) -> None:
+    project.change_params({"models.tiny.architecture.dropout": 0.1})
+    project.commit()
+    follow("accuracy", project)
+    assert len(runs_of(project)) == 6
+
+
+@pytest.mark.slow
 def test_troubleshooting(project: Project) -> None:
     project.dvc("exp", "run", "-n", "earlier")
     project.dvc("exp", "run", "--queue", "-n", "waiting", "-S", "seed=5")

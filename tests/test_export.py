@@ -29,7 +29,8 @@ from tests.test_start_up import loaded
 
 TEXTS = [" ".join(generate_reviews(n, n)[0]) for n in (1, 30, 2, 5)] + ["The plot", "superb!"]
 SLOW = [pytest.param(*names, marks=pytest.mark.slow) for names in (
-    ("bert", "onnx"), ("tiny", "onnx"), ("tiny", "torch"), ("distilbert", "torch")
+    ("bert", "onnx"), ("bert", "torch"), ("tiny", "onnx"), ("tiny", "torch"),
+    ("distilbert", "torch"),
 )]  # fmt: skip
 FILES = ["README.md", "classify.py", "config.json", "export.json", "tokenizer.json",
          "tokenizer_config.json"]  # fmt: skip
@@ -112,7 +113,7 @@ def test_the_folder_is_all_that_an_onnxruntime_program_needs(
 
 
 @pytest.mark.parametrize(
-    ("architecture", "kind"), [("lstm", "onnx"), ("bert", "torch"), *SLOW]
+    ("architecture", "kind"), [("lstm", "onnx"), *SLOW]
 )  # fmt: skip
 def test_other_models_and_formats_agree(architecture: str, kind: str, tmp_path: Path) -> None:
     # Of the project's own validation reviews.

@@ -119,7 +119,13 @@ def test_one_run_after_the_other(project: Project) -> None:
     page = project.dvc("plots", "show")
     assert "index.html" in page
     html = (project.root / "dvc_plots/index.html").read_text()
-    for title in ("Loss by step", "Accuracy by epoch", "Confusion", "ROC", "Calibration"):
+    for title in (
+        "Training and validation loss",
+        "Learning rate",
+        "Confusion",
+        "ROC",
+        "Calibration",
+    ):
         assert title in html, title
 
     # A run that MLflow has lost comes back from the files, curves and model included.

@@ -509,6 +509,7 @@ def test_progress_is_one_line_on_a_terminal(
         assert screen.getvalue().splitlines() == shown
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_with_the_pipeline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,7 +97,7 @@ def test_two_processes_train_as_one_does(
 ) -> None:
     changes = {f"train.{name}": value for name, value in table.items()}
     prepared.change_params({**PLAIN, **changes, "train.batch_size": batch_size})
-    prepared.stage("train")
+    prepared.stage_here("train")
     weights, records = results(prepared)
     prepared.change_params({"train.processes": 2})
     output = prepared.stage("train").stdout
