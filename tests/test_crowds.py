@@ -40,6 +40,7 @@ def store_of(kind: str, project: Project, folder: Path) -> Iterator[str]:
             server.kill()
 
 
+@pytest.mark.slow
 def test_many_first_looks_into_a_store_make_it_once(project: Project) -> None:
     names = [f"first-{number}" for number in range(4)]
     tags = {CHECKOUT_TAG: checkout_id(project.root)}

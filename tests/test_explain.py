@@ -573,6 +573,7 @@ def test_colours_on_a_terminal_alone_and_not_with_no_color(
     assert figures(plain)["superb"] > 0
 
 
+@pytest.mark.slow
 def test_a_reader_who_stops_is_no_error(trained: Path, tmp_path: Path) -> None:
     """In a process of its own, whose output nobody reads; the page is there all the same."""
     ours, theirs = os.pipe()

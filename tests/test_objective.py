@@ -113,6 +113,7 @@ def test_a_step_minimises_what_the_switches_say(
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_smoothed_steps_are_the_same_divided_and_accumulated(prepared: Project) -> None:
     config = change(read(prepared)[0], label_smoothing=0.1, r_drop=1.0)  # there is no dropout
     whole, history = fit(prepared, config)

@@ -383,6 +383,7 @@ def test_memory_does_not_grow_with_the_file(trained: Project, tmp_path: Path) ->
         assert len(read(tmp_path / name)) == num_rows
 
 
+@pytest.mark.slow
 def test_one_that_is_ended_leaves_what_was_there(trained: Project, tmp_path: Path) -> None:
     num_rows = 60_000
     pq.write_table(pa.table({"text": [f"{GOOD} {i}" for i in range(num_rows)]}),

@@ -127,9 +127,14 @@ def test_two_processes_train_as_one_does(
         ({"train.processes": 2}, {"DISTILTUNE_LAUNCHER": "no-such-launcher --nodes 2"},
          "DISTILTUNE_LAUNCHER: 'no-such-launcher': No such file or directory"),
         ({"train.processes": 1}, {"RANK": "0", "WORLD_SIZE": "2"},
-         "train.processes: 1, but 2 processes were started; set -S train.processes=2"),
+         "train.processes: 1, but 2 processes were started; set it to 2 in params.yaml"),
         ({"train.processes": 2}, {"RANK": "0", "WORLD_SIZE": "3"},
-         "train.processes: 2, but 3 processes were started; set -S train.processes=3"),
+         "train.processes: 2, but 3 processes were started; set it to 3 in params.yaml"),
+        ({"train.processes": 2}, {"DISTILTUNE_LAUNCHER": "srun 'torchrun"},
+         "DISTILTUNE_LAUNCHER: \"srun 'torchrun\": No closing quotation"),
+        # Some platforms set them where there is one process alone.
+        ({"train.processes": 2}, {"RANK": "0", "WORLD_SIZE": "1", "DISTILTUNE_LAUNCHER": "none"},
+         "DISTILTUNE_LAUNCHER: 'none': No such file or directory"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_started_is_one_line(
@@ -198,7 +203,7 @@ def test_they_go_on_to_the_bit_whatever_ends_them(prepared: Project) -> None:
         else:
             rank = int(what == "other")
             assert f"error: process {rank} of the training was ended by SIGKILL\n" in errors
-            assert (what == "other") == ("error: another process of the training has" in errors)
+            assert (what == "other") == ("error: the exchange with the other" in errors)
     assert "going on from step " in prepared.stage("train").stdout
     weights, records = results(prepared)
     assert records == whole[1]

@@ -66,6 +66,7 @@ def test_the_table_says_how_much_each_stage_grows() -> None:
     assert lines[3] == ["train", "9.0", "2.0", "100"]
 
 
+@pytest.mark.slow
 def test_a_small_run_writes_its_record(project: Project, tmp_path: Path) -> None:
     output = tmp_path / "record"
     options = ["--sizes", "100", "--train-sizes", "none", "--output", str(output)]

@@ -157,6 +157,7 @@ def test_a_failure_leaves_nothing(
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_texts(project: Project) -> None:
     """Of 183 MiB more of texts, that nothing compresses well, hardly any is held at a time."""
     # VmHWM is of this process alone; ru_maxrss would count from the size of pytest's.

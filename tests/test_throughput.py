@@ -88,6 +88,7 @@ def test_a_record_overwrites_no_other(tmp_path: Path, monkeypatch: pytest.Monkey
     assert names == ["topic", "topic-2", "topic-3"]
 
 
+@pytest.mark.slow
 def test_a_run_in_processes_of_its_own_leaves_a_record(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -166,7 +166,7 @@ def test_the_best_epoch_can_be_kept(prepared: Project) -> None:
     assert history.summary()["validation_accuracy"] == pytest.approx(max(accuracies))
 
 
-@pytest.mark.parametrize("engine", ["native", "trainer"])
+@pytest.mark.parametrize("engine", ["native", pytest.param("trainer", marks=pytest.mark.slow)])
 def test_a_hopeless_training_ends_after_its_epoch(prepared: Project, engine: str) -> None:
     config = change(dataclasses.replace(read(prepared)[0], engine=engine), epochs=4)
     _, whole = fit(prepared, config)

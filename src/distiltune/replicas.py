@@ -18,7 +18,7 @@ from torch import distributed
 
 
 class LostProcessError(Exception):
-    """Another process of the training has ended."""
+    """The exchange with the other processes failed, most likely because one has ended."""
 
 
 class Replicas:
@@ -98,8 +98,23 @@ class Replicas:
             LostProcessError: another process has ended.
         """
         if self.num > 1:
-            with lost_others():
+            with _lost_others():
                 distributed.all_reduce(tensor)
+
+    def total(self, number: int) -> int:
+        """The sum of all processes' numbers.
+
+        Raises:
+            LostProcessError: another process has ended.
+        """
+        tensor = torch.tensor([number])
+        self.sum(tensor)
+        return int(tensor)
+
+    def close(self) -> None:
+        """End the exchange; all processes do, and none of them by an error."""
+        if self.num > 1:
+            distributed.destroy_process_group()
 
     def agree(self, request: int | None) -> int | None:
         """What some process asked for at the call before; the same answer in all of them.
@@ -119,7 +134,7 @@ class Replicas:
         if self._parent is not None and os.getppid() != self._parent:
             request = signal.SIGTERM
         self._request = torch.tensor([request or 0])
-        with lost_others():
+        with _lost_others():
             self._exchange = distributed.all_reduce(
                 self._request, distributed.ReduceOp.MAX, async_op=True
             )
@@ -134,7 +149,7 @@ class Replicas:
         if self.num == 1:
             return number
         tensor = torch.tensor([number])
-        with lost_others():
+        with _lost_others():
             distributed.broadcast(tensor, 0)
         return int(tensor)
 
@@ -155,7 +170,7 @@ class Replicas:
         """
         if self._exchange is None:
             return None
-        with lost_others():
+        with _lost_others():
             self._exchange.wait()
         self._exchange = None
         return int(self._request) or None
@@ -165,7 +180,7 @@ ALONE = Replicas()
 
 
 @contextlib.contextmanager
-def lost_others() -> Iterator[None]:
+def _lost_others() -> Iterator[None]:
     """Turn an error of an exchange into what it means.
 
     Raises:

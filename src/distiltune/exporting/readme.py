@@ -29,6 +29,10 @@ TORCH = """\
     print([labels[i] for i in logits.argmax(1)])
 """
 
+WARNING = """
+Load only a `model.pt2` that you trust: `torch.export.load` may unpickle what is in it.
+"""
+
 
 def readme(facts: dict[str, Any], agreement: Agreement) -> str:
     """Markdown: what is here, and how to call it.
@@ -51,7 +55,7 @@ Labels, in the order of the logits: {", ".join(facts["labels"])}.
 to copy from: truncation and padding are in it, with the numbers of `export.json`. By hand, where
 the first {facts["max_length"]} tokens of a text are enough:
 
-{ONNX if is_onnx else TORCH}
+{ONNX if is_onnx else TORCH}{"" if is_onnx else WARNING}
 | file | what it is |
 |---|---|
 | `{facts["model"]}` | the model ({kind}), fp32, weights as they were trained |

@@ -108,7 +108,7 @@ class SweepRunner:
         # for what a killed attempt has started may still run.
         prefix = f"{self.sweep.name}-data-"
         self.queue.dvc("exp", "run", "--temp", "--name", f"{prefix}{os.getpid()}", *options,
-                       "tokenize", "download-checkpoint")  # fmt: skip
+                       "download-checkpoint", "adapt")  # fmt: skip
         for name in self.queue.finished():
             if name.startswith(prefix):
                 self.queue.dvc("exp", "remove", name, check=False)

@@ -1,6 +1,7 @@
 """The training loop: mixed precision, accumulation.
 
-Nothing in a step waits for the device, but for fp16, whose loss scale must be looked at.
+Nothing in a step waits for the device, but for fp16, whose loss scale must be looked at, and
+for hidden words in models that pad (`models/masked.py`).
 """
 
 import copy
@@ -86,6 +87,7 @@ def train_native(
         while loop.place.epoch <= config.epochs and not history.is_hopeless(config.stop_below):
             loop.run_epoch()
         loop.save_if_due()
+        loop.end_if_asked(replicas.finish())
     loop.weights.apply()
     if loop.best_weights is not None:
         model.load_state_dict(loop.best_weights)
@@ -253,16 +255,24 @@ class _Loop:
             KeyboardInterrupt: on SIGINT.
             SystemExit: on SIGTERM.
         """
-        asked = self.replicas.agree(self.stop.number)
-        if asked is not None:
-            self.stop.number = asked  # another process may have been asked
-            self._save_before_the_end()
-            self.stop.check()
-        elif self.points is not None and self.points.is_due(self.step):
+        self.end_if_asked(self.replicas.agree(self.stop.number))
+        if self.points is not None and self.points.is_due(self.step):
             began = time.perf_counter()
             self._losses()
             self.points.save(self.step, self.state())
             self.window.leave_out(time.perf_counter() - began)
+
+    def end_if_asked(self, number: int | None) -> None:
+        """Save the state and end, by a signal that this process or another one was sent.
+
+        Raises:
+            KeyboardInterrupt: it was SIGINT.
+            SystemExit: it was SIGTERM.
+        """
+        if number is not None:
+            self.stop.number = number
+            self._save_before_the_end()
+            self.stop.check()
 
     def _save_before_the_end(self) -> None:
         if self.points is None or not self.points.is_enabled:

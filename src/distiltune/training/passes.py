@@ -19,7 +19,7 @@ from distiltune.training.objective import Objective
 
 # Of the free memory, what activations may take; gradients and optimizer are counted apart.
 MEMORY_SHARE = 0.8
-# Gradient, first and second moment of Adam, for each weight.
+# Gradient, first and second moment of Adam, for each weight; with others, the gradients' sum.
 STATES_PER_WEIGHT = 3
 OUT_OF_MEMORY = (
     "can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
@@ -178,7 +178,8 @@ class Passes:
         with_one, with_two = self._saved_bytes(rows[:1]), self._saved_bytes(rows)
         per_token = (with_two - with_one) / int(self._costs(rows)[1])
         share = memory * MEMORY_SHARE / self.replicas.num_here
-        budget = max(0.0, share - STATES_PER_WEIGHT * weights)
+        num_states = STATES_PER_WEIGHT + (self.replicas.num > 1)
+        budget = max(0.0, share - num_states * weights)
         bound = max(1, int(budget / per_token))
         if bound >= self.share_size * self.train.max_length:
             return None

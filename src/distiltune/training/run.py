@@ -123,7 +123,7 @@ def run_training(
         "name": f"{config.model}-{config.optimizer}-{config.seed}",
         "params": {
             **_resolved(config, runtime, network, train, validation, num_steps),
-            **(adaptation["params"] if adaptation else {}),
+            **(_start_params(adaptation) if adaptation else {}),
         },
         "tags": {"device": runtime.description, **version_tags()},
         "dataset": train.info.dataset,
@@ -140,6 +140,7 @@ def run_training(
     points = _resume_points(config, root, facts, pretrained, replicas)
     if not replicas.is_first:
         train_native(config, network, train, validation, runtime, [], points, replicas)
+        _finish_together(replicas, runtime)
         return None
     tracked = TrackedRun(root, config.tracking.experiment)
     started = time.time()
@@ -161,7 +162,7 @@ def run_training(
         summary = {
             **records.summary(),
             "num_tokens": len(records.epochs) * len(train.ids),
-            "peak_memory_bytes": peak_memory_bytes(runtime.device),
+            "peak_memory_bytes": _finish_together(replicas, runtime),
         }
         if records.stopped_early:
             print(
@@ -198,6 +199,18 @@ def run_training(
     finally:
         tracked.close(status)
     return summary, points.finish if points else lambda metrics: None
+
+
+def _finish_together(replicas: Replicas, runtime: Runtime) -> int:
+    """End the exchange, so that nobody waits while the first one writes; the memory of all."""
+    num_bytes = replicas.total(peak_memory_bytes(runtime.device))
+    replicas.close()
+    return num_bytes
+
+
+def _start_params(adaptation: dict[str, Any]) -> dict[str, Any]:
+    """Of an adaptation, and of its weights: trainings that start from others do not compare."""
+    return {**adaptation["params"], "adapt.weights_sha256": adaptation["sha256"]}
 
 
 def _resume_points(
