@@ -124,7 +124,9 @@ def main() -> None:
         output / "ablation.json",
         {
             "environment": environment(choose_runtime("cpu", "fp32")),
-            "arguments": {n: str(v) for n, v in vars(arguments).items() if n != "archive"},
+            "arguments": {
+                n: str(v) for n, v in vars(arguments).items() if n not in ("archive", "output")
+            },
             "base": {n: v for n, v in base.items() if not n.startswith("datasets.")},
             "cases": [asdict(case) for case in cases],
             "rows": rows,
