@@ -252,7 +252,7 @@ def run_quietly(stage: str) -> None:
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             importlib.import_module(f"stages.{stage}").main()
-    except BaseException:
+    except BaseException:  # a stage's SystemExit too; it is raised again
         print(printed.getvalue(), flush=True)
         raise
 

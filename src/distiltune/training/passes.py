@@ -57,6 +57,7 @@ class Passes:
         self.runtime = runtime
         self.objective = objective
         self.replicas = replicas
+        self.parameters = list(model.parameters())
         # Whole batches alone are recorded, which have as many reviews each time.
         self.share_size = replicas.share_size(config.batch_size)
         self.scaler = torch.amp.GradScaler(runtime.device.type, enabled=runtime.precision == "fp16")
@@ -95,10 +96,12 @@ class Passes:
         """
         num_targets = sum(self.objective.count_targets(rows) for rows in group)
         is_whole = sum(len(rows) for rows in group) == self.config.batch_size
-        shares = [self.replicas.share(rows, lengths_of(self.train, rows)) for rows in group]
-        # Who has none computes one that does not count: so all have the same gradients to sum.
-        weight = 1.0 if any(len(rows) for rows in shares) else 0.0
-        group = [rows for rows in shares if len(rows)] or [group[0][:1]]
+        weight = 1.0
+        if self.replicas.num > 1:
+            shares = [self.replicas.share(rows, lengths_of(self.train, rows)) for rows in group]
+            # Who has none computes one that does not count: so all have the same gradients to sum.
+            weight = 1.0 if any(len(rows) for rows in shares) else 0.0
+            group = [rows for rows in shares if len(rows)] or [group[0][:1]]
         while True:
             try:
                 sums = self._run(group, num_targets, weight, is_whole=is_whole)
@@ -108,7 +111,7 @@ class Passes:
                     raise
             # Out here the error no longer holds the tensors of its frames.
             self._divide_more(group)
-        self.replicas.sum_gradients(list(self.model.parameters()), sums)
+        self.replicas.sum_gradients(self.parameters, sums)
         return sums
 
     def _run(
