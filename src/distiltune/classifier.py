@@ -1,19 +1,15 @@
 """A trained model that classifies texts: labels and probabilities."""
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from transformers import PreTrainedModel
 
 from distiltune import InputError
 from distiltune.artifacts import DatasetInfo
 from distiltune.batching import Tokens
-from distiltune.inference import predict_logits
-from distiltune.models import DEFAULT_SPEED, has_padding_free_path
+from distiltune.inference import MIN_TOKENS_TO_FREEZE, frozen, predict_logits
 from distiltune.runtime import Runtime, choose_runtime
 from distiltune.trained import load_trained
 
@@ -52,9 +48,8 @@ class ReviewClassifier:
         self.model = trained.model.to(self.runtime.device)
         self.is_mixed = mixed_on_cpu and self.runtime.precision != "fp32"
         self.exact = Runtime(device=self.runtime.device, precision="fp32", description="fp32")
-        self.fast_model = self.model
-        if self.is_mixed and has_padding_free_path(self.model, DEFAULT_SPEED):
-            self.fast_model = _with_rounded_weights(self.model, self.runtime)
+        self.num_tokens = 0  # classified so far
+        self.prepared: dict[str, Any] = {}  # the model for each precision
         self.largest_difference: float | None = None
 
     def predict(self, texts: list[str]) -> "pd.DataFrame":
@@ -99,12 +94,11 @@ class ReviewClassifier:
     @torch.inference_mode()
     def _logits(self, texts: list[str], on_batch: Callable[[int], object] | None) -> torch.Tensor:
         """(num_texts, num_labels) fp32."""
-        tokens = self._tokens(texts)
         if not self.is_mixed:
-            return predict_logits(self.model, tokens, self.runtime, on_batch=on_batch)
+            return self._compute(texts, self.runtime, on_batch)
         if self.largest_difference is None and len(texts) < MIN_TEXTS:
-            return predict_logits(self.model, tokens, self.exact, on_batch=on_batch)
-        logits = predict_logits(self.fast_model, tokens, self.runtime, on_batch=on_batch)
+            return self._compute(texts, self.exact, on_batch)
+        logits = self._compute(texts, self.runtime, on_batch)
         margins = _margins(logits)
         if self.largest_difference is None:
             nearest = margins.topk(NUM_PROBES, largest=False).indices
@@ -121,13 +115,26 @@ class ReviewClassifier:
         """Put fp32 logits in place of `rows`, and note how far the others were from them."""
         if not len(rows):
             return
-        tokens = self._tokens([texts[row] for row in rows.tolist()])
-        exact = predict_logits(self.model, tokens, self.exact)
+        exact = self._compute([texts[row] for row in rows.tolist()], self.exact)
         shift = logits[rows] - exact
         # What a difference of two classes' logits is wrong by.
         found = float((shift.max(1).values - shift.min(1).values).max())
         self.largest_difference = max(found, self.largest_difference or 0.0)
         logits[rows] = exact
+
+    def _compute(
+        self,
+        texts: list[str],
+        runtime: Runtime,
+        on_batch: Callable[[int], object] | None = None,
+    ) -> torch.Tensor:
+        """The logits in one precision, by weights laid out for it where there is much to do."""
+        tokens = self._tokens(texts)
+        self.num_tokens += len(tokens.ids)
+        if self.num_tokens >= MIN_TOKENS_TO_FREEZE and runtime.precision not in self.prepared:
+            self.prepared[runtime.precision] = frozen(self.model, runtime)
+        model = self.prepared.get(runtime.precision, self.model)
+        return predict_logits(model, tokens, runtime, on_batch=on_batch)
 
     def _tokens(self, texts: list[str]) -> Tokens:
         ids, lengths = self.encoder.encode(texts)
@@ -147,13 +154,3 @@ def _margins(logits: torch.Tensor) -> torch.Tensor:
     """By how much the best class leads the second, (num_texts,)."""
     best = logits.topk(2, dim=1).values
     return best[:, 0] - best[:, 1]
-
-
-def _with_rounded_weights(model: PreTrainedModel, runtime: Runtime) -> PreTrainedModel:
-    """A copy whose products' weights are rounded once; autocast does it for every batch anew."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[runtime.precision]
-    rounded = copy.deepcopy(model)
-    for module in rounded.modules():
-        if isinstance(module, nn.Linear):
-            module.to(dtype)
-    return rounded

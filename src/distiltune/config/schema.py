@@ -290,6 +290,7 @@ class SpeedTable:
     fused_projection: bool = True
     fast_attention: bool = True
     fast_dropout: bool = True
+    prepacked_weights: bool = True
     fused_optimizer: bool = True
     cuda_graphs: bool = True
     compile: bool = False
