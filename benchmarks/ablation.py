@@ -35,7 +35,7 @@ from benchmarks.report import count, environment, record_folder
 from distiltune import InputError
 from distiltune.artifacts import read_json, sha256_of, write_json
 from distiltune.config import load_params
-from distiltune.dataset import read_imdb
+from distiltune.imdb import read_imdb
 from distiltune.runtime import choose_runtime, run_stage
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -83,9 +83,8 @@ def fuzz(target: str, corpus: Path, seconds: int) -> None:
     """Run libFuzzer on one reader until the time is over."""
     import atheris  # which `make fuzz` installs
 
-    with atheris.instrument_imports(
-        include=["distiltune.dataset", "distiltune.batching", "tarfile", "gzip"]
-    ):
+    readers = ["distiltune.imdb", "distiltune.own_files", "distiltune.batching"]
+    with atheris.instrument_imports(include=[*readers, "tarfile", "gzip"]):
         read = reader_of(target, corpus.parent / f"{corpus.name}-read")
     FOUND.mkdir(parents=True, exist_ok=True)
 
@@ -106,7 +105,8 @@ def reader_of(target: str, folder: Path) -> Callable[[bytes], object]:
     """Of the bytes of a file, which it writes into a folder."""
     from distiltune.batching import read_tokens
     from distiltune.config import CsvRow
-    from distiltune.dataset import import_files, read_imdb
+    from distiltune.imdb import read_imdb
+    from distiltune.own_files import import_files
 
     suffix = {"archive": ".tar.gz", "tokens": ".safetensors"}.get(target, f".{target}")
     folder.mkdir()

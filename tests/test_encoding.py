@@ -20,8 +20,9 @@ from distiltune import encoding as encoding_module
 from distiltune.artifacts import DatasetInfo, TokenWriter, read_reviews, write_reviews
 from distiltune.batching import Tokens, batches, bucketed_batches, epoch_order, gather, read_tokens
 from distiltune.config import TokenizerRow
-from distiltune.dataset import read_imdb, write_table
+from distiltune.dataset import write_table
 from distiltune.encoding import Encoder, encode_split, prepare_tokenizer
+from distiltune.imdb import read_imdb
 from tests.conftest import IMDB
 
 TEXTS = ["one two three", "a b c d e f g h i j k l", "<br />One, TWO!", "\x00\x01", "two " * 500]

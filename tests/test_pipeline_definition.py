@@ -32,9 +32,9 @@ LAYERS = (
     {"logged_model", "monitoring", "outbox", "registry"},
     {"sending"},
     {"syncing"},
-    {"experiments", "fetching", "store", "tracking"},
-    {"batching", "checkpoint", "dataset", "encoding", "models", "optimizers", "sample"}
-    | {"splitting"},
+    {"dataset", "experiments", "fetching", "store", "tracking"},
+    {"batching", "checkpoint", "encoding", "imdb", "models", "optimizers", "own_files"}
+    | {"sample", "splitting"},
     {"inference", "model_source", "trained"},
     {"classifier", "training"},
     {"adapting", "comparison", "evaluation", "explaining", "exporting", "predicting", "serving"}

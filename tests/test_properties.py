@@ -17,7 +17,8 @@ from distiltune import InputError
 from distiltune.artifacts import read_reviews
 from distiltune.batching import read_tokens
 from distiltune.config import CsvRow, load_params
-from distiltune.dataset import import_files, read_imdb
+from distiltune.imdb import read_imdb
+from distiltune.own_files import import_files
 from tests.archives import write_archive
 from tests.conftest import ROOT, Project
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from distiltune import InputError
 from distiltune.artifacts import ROWS_PER_GROUP, STREAMING, new_file
-from distiltune.dataset import read_csv_frames
+from distiltune.own_files import read_csv_frames
 
 SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
