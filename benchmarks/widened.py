@@ -16,7 +16,7 @@ NUM_EPOCHS = 2
 LEARNING_RATE = 1e-4
 
 
-def as_distilbert(folder: Path) -> Any:
+def to_distilbert(folder: Path) -> Any:
     """MiniLM, a BERT, as a DistilBERT of its own width, with a new head of two labels."""
     bert = AutoModel.from_pretrained(folder)
     found = bert.config
@@ -67,7 +67,7 @@ def fine_tune(model: Any, tokens: Tokens, runtime: Runtime) -> None:
     model.eval()
 
 
-def widened(model: Any) -> Any:
+def widen(model: Any) -> Any:
     """A DistilBERT of twice the width that computes the same.
 
     Every unit stands there twice, and what reads the units has half the weight for each.

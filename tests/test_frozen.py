@@ -2,23 +2,26 @@
 
 import dataclasses
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
+from transformers import DistilBertForSequenceClassification
 
 from distiltune import inference
 from distiltune.artifacts import DatasetInfo
 from distiltune.batching import Tokens
 from distiltune.config import SpeedTable
-from distiltune.inference import frozen, predict_logits
-from distiltune.models.frozen import FrozenDistilBert, can_freeze
+from distiltune.inference import freeze, predict_logits
+from distiltune.models.frozen import FrozenDistilBert, has_operators
+from distiltune.replicas import Replicas
 from distiltune.runtime import Runtime
 from tests.test_models import PLAIN, distilbert
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.skipif(
-    not can_freeze(distilbert(), CPU, SpeedTable()), reason="no oneDNN, or a CPU without AVX"
+    not has_operators(torch.bfloat16), reason="needs oneDNN and AVX-512"
 )
 
 
@@ -53,11 +56,12 @@ def reviews(num_reviews: int = 240) -> Tokens:
 def test_its_logits_are_the_padded_models(
     num_threads: int, activation: str, precision: str, tolerance: float
 ) -> None:
-    model = distilbert(0.1).train()
-    model.config.activation = activation
-    model = type(model)(model.config).train()
+    config = distilbert(0.1).config
+    config.activation, config.num_labels = activation, 3
+    torch.manual_seed(0)
+    model = DistilBertForSequenceClassification(config).train()
     tokens = reviews()
-    assert len(tokens.ids) > num_threads * inference.MAX_TOKENS_PER_THREAD
+    assert len(tokens.ids) > 2 * inference.MAX_TOKENS_PER_THREAD
     padded = predict_logits(model, tokens, runtime("fp32"), PLAIN)
     assert padded.std() > 0.05
     done: list[int] = []
@@ -69,15 +73,37 @@ def test_its_logits_are_the_padded_models(
     assert torch.equal(again, found)
 
 
+def test_replicas_share_a_split_whatever_each_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with a thread and one with two, of which one has no oneDNN."""
+    model, tokens = distilbert(), reviews(1500)
+    whole = predict_logits(model, tokens, runtime("fp32"), PLAIN)
+    shares = []
+    monkeypatch.setattr(Replicas, "sum", lambda self, share: shares.append(share.clone()))
+    before = torch.get_num_threads()
+    try:
+        for rank, threads, switches in ((0, 1, PLAIN), (1, 2, SpeedTable())):
+            torch.set_num_threads(threads)
+            predict_logits(model, tokens, runtime("fp32"), switches, replicas=Replicas(rank, 2))
+    finally:
+        torch.set_num_threads(before)
+    first, second = shares
+    assert not ((first != 0) & (second != 0)).any()
+    torch.testing.assert_close(first + second, whole, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_it_stands_for_the_weights_as_they_were(precision: str) -> None:
     model = distilbert()
     tokens = reviews()
-    made = frozen(model, runtime(precision))
+    made = freeze(model, runtime(precision))
     assert isinstance(made, FrozenDistilBert)
     before = predict_logits(model, tokens, runtime(precision))
+    first, *_, last = model.distilbert.transformer.layer
     with torch.no_grad():
-        model.distilbert.transformer.layer[1].ffn.lin1.weight.mul_(1.5)
+        for linear in (first.ffn.lin1, first.attention.q_lin, last.attention.k_lin,
+                       last.attention.v_lin, last.attention.out_lin):  # fmt: skip
+            linear.weight.mul_(1.5)
+            linear.bias.add_(1.0)
     assert torch.equal(predict_logits(made, tokens, runtime(precision)), before)
     after = predict_logits(model, tokens, runtime(precision))
     padded = predict_logits(model, tokens, runtime("fp32"), PLAIN)
@@ -94,29 +120,48 @@ def test_it_stands_for_the_weights_as_they_were(precision: str) -> None:
 )  # fmt: skip
 def test_any_of_its_shortcuts_turned_off_turns_it_off(switch: str) -> None:
     model = distilbert()
-    assert isinstance(frozen(model, runtime("fp32")), FrozenDistilBert)
-    assert frozen(model, runtime("fp32"), SpeedTable(**{switch: False})) is model
+    assert isinstance(freeze(model, runtime("fp32")), FrozenDistilBert)
+    assert freeze(model, runtime("fp32"), SpeedTable(**{switch: False})) is model
 
 
-def test_what_fails_in_a_thread_is_raised(num_threads: int) -> None:
-    model = distilbert()
-    tokens = reviews()
+def test_what_fails_is_raised_and_the_next_call_works(num_threads: int) -> None:
+    model, tokens = distilbert(), reviews()
+    expected = predict_logits(model, tokens, runtime("fp32"))
     wrong = tokens.ids.clone()
     wrong[-1] = 100  # the vocabulary has 100
     with pytest.raises(IndexError):
         predict_logits(model, dataclasses.replace(tokens, ids=wrong), runtime("fp32"))
+
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_logits(model, tokens, runtime("fp32"), on_batch=interrupt)
     assert torch.get_num_threads() == num_threads
+    assert torch.equal(predict_logits(model, tokens, runtime("fp32")), expected)
+
+
+def test_a_server_asks_from_several_threads() -> None:
+    model, tokens = distilbert(), reviews()
+    expected = predict_logits(model, tokens, runtime("fp32"))
+
+    def ask(_: int) -> tuple[torch.Tensor, int]:
+        return predict_logits(model, tokens, runtime("fp32")), torch.get_num_threads()
+
+    with ThreadPoolExecutor(4) as pool:
+        for found, num_threads in pool.map(ask, range(8)):
+            assert torch.equal(found, expected) and num_threads == torch.get_num_threads()
 
 
 def test_few_tokens_are_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    freeze = inference.frozen
+    really = inference.freeze
 
     def counted(*args: Any) -> Any:
-        made.append(freeze(*args))
+        made.append(really(*args))
         return made[-1]
 
-    monkeypatch.setattr(inference, "frozen", counted)
+    monkeypatch.setattr(inference, "freeze", counted)
     predict_logits(distilbert(), reviews(20), runtime("fp32"))
     assert not made
     predict_logits(distilbert(), reviews(), runtime("fp32"))

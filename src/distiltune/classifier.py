@@ -1,15 +1,18 @@
 """A trained model that classifies texts: labels and probabilities."""
 
+import collections
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import PreTrainedModel
 
 from distiltune import InputError
 from distiltune.artifacts import DatasetInfo
 from distiltune.batching import Tokens
-from distiltune.inference import MIN_TOKENS_TO_FREEZE, frozen, predict_logits
+from distiltune.inference import MIN_TOKENS_TO_FREEZE, freeze, predict_logits
+from distiltune.models.frozen import FrozenDistilBert
 from distiltune.runtime import Runtime, choose_runtime
 from distiltune.trained import load_trained
 
@@ -48,9 +51,15 @@ class ReviewClassifier:
         self.model = trained.model.to(self.runtime.device)
         self.is_mixed = mixed_on_cpu and self.runtime.precision != "fp32"
         self.exact = Runtime(device=self.runtime.device, precision="fp32", description="fp32")
-        self.num_tokens = 0  # classified so far
-        self.prepared: dict[str, Any] = {}  # the model for each precision
+        # By precision: how many tokens were classified so far, and the model laid out for it.
+        self.num_tokens: collections.Counter[str] = collections.Counter()
+        self.frozen: dict[str, PreTrainedModel | FrozenDistilBert] = {}
         self.largest_difference: float | None = None
+
+    def prepare(self) -> None:
+        """Lay the weights out now; else that is done when a few thousand tokens were classified."""
+        runtime = self.runtime
+        self.frozen[runtime.precision] = freeze(self.model, runtime)
 
     def predict(self, texts: list[str]) -> "pd.DataFrame":
         """Classify texts.
@@ -129,11 +138,11 @@ class ReviewClassifier:
         on_batch: Callable[[int], object] | None = None,
     ) -> torch.Tensor:
         """The logits in one precision, by weights laid out for it where there is much to do."""
-        tokens = self._tokens(texts)
-        self.num_tokens += len(tokens.ids)
-        if self.num_tokens >= MIN_TOKENS_TO_FREEZE and runtime.precision not in self.prepared:
-            self.prepared[runtime.precision] = frozen(self.model, runtime)
-        model = self.prepared.get(runtime.precision, self.model)
+        tokens, precision = self._tokens(texts), runtime.precision
+        self.num_tokens[precision] += len(tokens.ids)
+        if self.num_tokens[precision] >= MIN_TOKENS_TO_FREEZE and precision not in self.frozen:
+            self.frozen[precision] = freeze(self.model, runtime)
+        model = self.frozen.get(precision, self.model)
         return predict_logits(model, tokens, runtime, on_batch=on_batch)
 
     def _tokens(self, texts: list[str]) -> Tokens:

@@ -3,6 +3,8 @@
 import collections
 import contextlib
 import dataclasses
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -10,7 +12,7 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from distiltune.batching import Batch, Tokens, batches, length_sorted_batches
+from distiltune.batching import Batch, Tokens, batches, divide, length_sorted_batches
 from distiltune.config import SpeedTable
 from distiltune.models import DEFAULT_SPEED, compute_logits
 from distiltune.models.frozen import FrozenDistilBert, can_freeze
@@ -19,9 +21,14 @@ from distiltune.runtime import Runtime
 
 # On the CPU no more than what its caches hold of the activations.
 MAX_TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 16_384}
-MAX_TOKENS_PER_THREAD = 1024
-# Laying out DistilBERT's weights takes as long as some thousand tokens.
-MIN_TOKENS_TO_FREEZE = 2000
+MAX_TOKENS_PER_THREAD = 1024  # a quarter to four times as many take as long
+# Laying out DistilBERT's weights takes 0.3 to 0.5 s; so many tokens have made up for it.
+MIN_TOKENS_TO_FREEZE = 4000
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+_pools_lock = threading.Lock()
+os.register_at_fork(after_in_child=_pools.clear)  # a child has none of the threads
 
 
 @torch.inference_mode()
@@ -41,17 +48,20 @@ def predict_logits(
     batch's number of reviews.
     """
     if len(tokens.ids) >= MIN_TOKENS_TO_FREEZE:
-        model = frozen(model, runtime, speed)
-    selections = list(length_sorted_batches(tokens.lengths, MAX_TOKENS_PER_THREAD))
-    num_threads = model.num_threads if isinstance(model, FrozenDistilBert) else 1
-    if not 1 < num_threads <= len(selections) / replicas.num:
-        num_threads = 1
-        max_tokens = MAX_TOKENS_PER_BATCH[runtime.device.type]
-        selections = list(length_sorted_batches(tokens.lengths, max_tokens))
+        model = freeze(model, runtime, speed)
+    # All replicas must divide the split alike, whatever each one's machine can do.
+    max_tokens = MAX_TOKENS_PER_BATCH[runtime.device.type]
+    selections = list(length_sorted_batches(tokens.lengths, max_tokens))
     selections = selections[replicas.rank :: replicas.num]
+    num_threads = 1
+    if isinstance(model, FrozenDistilBert):
+        small = [part for rows in selections
+                 for part in divide(rows, tokens.lengths[rows], MAX_TOKENS_PER_THREAD)]  # fmt: skip
+        if 1 < torch.get_num_threads() <= len(small):
+            selections, num_threads = small, torch.get_num_threads()
     outputs = []
-    with _forward(model, runtime, speed) as forward, _in_threads(num_threads) as in_threads:
-        computed = in_threads(forward, batches(tokens, selections, runtime.device))
+    with _forward(model, runtime, speed) as forward:
+        computed = _map(forward, batches(tokens, selections, runtime.device), num_threads)
         for selection, logits in zip(selections, computed, strict=True):
             outputs.append(logits.float())
             if on_batch:
@@ -64,40 +74,63 @@ def predict_logits(
 
 
 @torch.inference_mode()
-def frozen(
+def freeze(
     model: PreTrainedModel | FrozenDistilBert, runtime: Runtime, speed: SpeedTable = DEFAULT_SPEED
 ) -> PreTrainedModel | FrozenDistilBert:
-    """The model with its weights as they are now, laid out for the CPU, or itself."""
-    if isinstance(model, FrozenDistilBert) or not can_freeze(model, runtime.device, speed):
+    """The model laid out for answers on the CPU, to be used while it does not change; or itself."""
+    dtype = DTYPES[runtime.precision]
+    if isinstance(model, FrozenDistilBert) or not can_freeze(model, runtime.device, dtype, speed):
         return model
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[runtime.precision]
     return FrozenDistilBert(model, dtype)
 
 
-@contextlib.contextmanager
-def _in_threads(num: int) -> Iterator[Callable[..., Iterable[torch.Tensor]]]:
-    """A `map` in so many threads with a core each, which then never wait for each other."""
-    if num == 1:
-        yield map
+def _map(
+    function: Callable[[Batch], torch.Tensor], items: Iterable[Batch], num_threads: int
+) -> Iterator[torch.Tensor]:
+    """`map`, by threads that compute an item each and so never wait for each other."""
+    if num_threads == 1:
+        yield from map(function, items)
         return
+    pool = _pool(num_threads)
+    ahead: collections.deque[Future[torch.Tensor]] = collections.deque()
     try:
-        with ThreadPoolExecutor(num, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-
-            def mapped(
-                function: Callable[[Batch], torch.Tensor], items: Iterable[Batch]
-            ) -> Iterator[torch.Tensor]:
-                ahead: collections.deque[Future[torch.Tensor]] = collections.deque()
-                for item in items:
-                    ahead.append(pool.submit(function, item))
-                    if len(ahead) > 2 * num:
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
-
-            yield mapped
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > 2 * num_threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
     finally:
-        # PyTorch gives a thread's number to all that begin later, too.
-        torch.set_num_threads(num)
+        for future in ahead:
+            future.cancel()
+
+
+def _pool(num_threads: int) -> ThreadPoolExecutor:
+    """The threads of this process, in each of which PyTorch uses no other."""
+    with _pools_lock:
+        if num_threads in _pools:
+            return _pools[num_threads]
+        begun = threading.Barrier(num_threads + 1)
+
+        def begin() -> None:
+            torch.set_num_threads(1)
+            torch.get_num_threads()  # keeps it; the thread's first operator would look again
+            begun.wait()
+
+        pool = ThreadPoolExecutor(num_threads, "distiltune-inference", begin)
+        try:
+            for _ in range(num_threads):
+                pool.submit(int)  # a thread begins with its first work
+            begun.wait()
+        except BaseException:
+            begun.abort()
+            pool.shutdown(wait=False)
+            raise
+        finally:
+            # PyTorch gives the last number set to all threads that begin later.
+            torch.set_num_threads(num_threads)
+        _pools[num_threads] = pool
+        return pool
 
 
 @contextlib.contextmanager
@@ -106,7 +139,7 @@ def _forward(
 ) -> Iterator[Callable[[Batch], torch.Tensor]]:
     """What gives a batch's logits; meanwhile the model drops nothing."""
     if isinstance(model, FrozenDistilBert):
-        yield lambda batch: model.logits(batch.ids, batch.lengths)
+        yield lambda batch: model.logits(batch.ids, batch.offsets, batch.lengths)
         return
     # Each batch has another number of reviews, for which it would be compiled anew.
     speed = dataclasses.replace(speed, compile=False)

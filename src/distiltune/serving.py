@@ -18,6 +18,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: Any) -> None:
         self.classifier = ReviewClassifier(Path(context.artifacts["model"]))
+        self.classifier.prepare()  # so that no request waits for it
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
         return self.classifier.predict(model_input["text"].tolist())

@@ -282,7 +282,8 @@ class SpeedTable:
     """Ways to compute the same faster; each can be turned off.
 
     The fields are explained in `params.yaml`. All hold for `engine: native`, and for
-    DistilBERT, but for `fused_optimizer`, which holds for all.
+    DistilBERT, but for `fused_optimizer`, which holds for all; `evaluate` heeds those that
+    hold for inference, whatever the engine was.
     """
 
     padding_free: bool = True

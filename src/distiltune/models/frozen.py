@@ -3,10 +3,12 @@
 Exact as `packed` is, for answers without gradients. Each product's weights are joined,
 rounded and brought into the order in which oneDNN reads them ("weight prepacking"),
 which otherwise happens anew in every product. In the last block, of which one token is
-read, keys and values are never made: a query times the keys' weights meets the hidden
-states themselves, and so does what it attends to.
+read, keys and values are never made: the keys' weights are absorbed into that token's
+query, and the values' are applied to what it attends to (the absorption of DeepSeek-AI
+2024, "DeepSeek-V2", for multi-head latent attention).
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -16,15 +18,13 @@ from transformers.activations import GELUActivation
 
 from distiltune.config import SpeedTable
 
-# What most calls have about as many rows of; others are only a little slower.
-ROWS = 4096
+ROWS = 1024  # which the weights are laid out for; others are only a little slower
 
 
-def can_freeze(model: PreTrainedModel, device: torch.device, speed: SpeedTable) -> bool:
-    """Whether `FrozenDistilBert` may stand for it: DistilBERT, no shortcut turned off, oneDNN.
-
-    PyTorch has no public name for the two operators, and they were measured on x86 alone.
-    """
+def can_freeze(
+    model: PreTrainedModel, device: torch.device, dtype: torch.dtype, speed: SpeedTable
+) -> bool:
+    """Whether `FrozenDistilBert` may stand for it: DistilBERT, no shortcut turned off, oneDNN."""
     return (
         isinstance(model, DistilBertForSequenceClassification)
         and speed.prepacked_weights
@@ -33,11 +33,23 @@ def can_freeze(model: PreTrainedModel, device: torch.device, speed: SpeedTable) 
         and speed.fused_projection
         and speed.fast_attention
         and device.type == "cpu"
-        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and has_operators(dtype)
     )
+
+
+@functools.cache
+def has_operators(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's packed products are there, and right, on the CPUs they were measured on."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    linear = torch.nn.Linear(16, 8)
+    x = torch.eye(16)
+    # PyTorch has no public name for them, so another release may have others.
+    try:
+        found = _Product([linear], dtype)(x.to(dtype), gelu=True)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    return torch.allclose(found.float(), functional.gelu(linear(x)), atol=2e-2)
 
 
 class FrozenDistilBert:
@@ -46,12 +58,11 @@ class FrozenDistilBert:
     Args:
         model: a `DistilBertForSequenceClassification`; its embeddings, norms and head are
             shared, its blocks' weights are copied.
-        dtype: of the blocks' products; sums and norms stay fp32.
+        dtype: of the blocks' products, fp32 or bf16; sums and norms stay fp32.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype) -> None:
         self.config = model.config
-        self.num_threads = torch.get_num_threads()
         self.embeddings = model.distilbert.embeddings
         self.pre_classifier, self.classifier = model.pre_classifier, model.classifier
         *blocks, last_block = model.distilbert.transformer.layer
@@ -59,19 +70,21 @@ class FrozenDistilBert:
         self.last_block = _LastBlock(last_block, dtype)
 
     @torch.inference_mode()
-    def logits(self, ids: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    def logits(self, ids: torch.Tensor, offsets: torch.Tensor, lengths: list[int]) -> torch.Tensor:
         """(num_reviews, num_labels) fp32.
 
         Args:
             ids: (num_tokens,), the reviews one after the other.
+            offsets: (num_reviews + 1,), where each starts.
             lengths: the reviews' lengths.
         """
-        positions = torch.cat([torch.arange(length) for length in lengths])
+        starts = offsets[:-1]
+        positions = torch.arange(len(ids)) - torch.repeat_interleave(starts, offsets.diff())
         hidden = self.embeddings.word_embeddings(ids)
         hidden = self.embeddings.LayerNorm(hidden + self.embeddings.position_embeddings(positions))
         for block in self.blocks:
             hidden = block.transform(hidden, lengths)
-        first = self.last_block.transform(hidden, lengths)
+        first = self.last_block.transform(hidden, starts, lengths)
         logits: torch.Tensor = self.classifier(functional.relu(self.pre_classifier(first)))
         return logits
 
@@ -93,33 +106,34 @@ class _Product:
 
 
 class _AfterAttention:
-    """What all blocks share: the output projection, the feed-forward layers and the norms."""
+    """The rest of a block: the output projection, the feed-forward layers and the norms."""
 
     def __init__(self, block: Any, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.output = _Product([block.attention.out_lin], dtype)
         self.up = _Product([block.ffn.lin1], dtype)
         self.down = _Product([block.ffn.lin2], dtype)
-        self.norms = (block.sa_layer_norm, block.output_layer_norm)
+        self.attention_norm, self.output_norm = block.sa_layer_norm, block.output_layer_norm
         self.activation = block.ffn.activation
         # oneDNN applies the exact GELU to each tile as it is made.
         self.has_gelu = isinstance(block.ffn.activation, GELUActivation)
 
-    def finish(self, mixed: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        attended = self.norms[0](self.output(mixed) + rows)
+    def __call__(self, mixed: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        attended = self.attention_norm(self.output(mixed) + rows)
         inner = self.up(attended.to(self.dtype), gelu=self.has_gelu)
         if not self.has_gelu:
             inner = self.activation(inner)
-        finished: torch.Tensor = self.norms[1](self.down(inner) + attended)
+        finished: torch.Tensor = self.output_norm(self.down(inner) + attended)
         return finished
 
 
-class _Block(_AfterAttention):
+class _Block:
     def __init__(self, block: Any, dtype: torch.dtype) -> None:
-        super().__init__(block, dtype)
         attention = block.attention
-        self.project = _Product([attention.q_lin, attention.k_lin, attention.v_lin], dtype)
+        self.dtype = dtype
         self.num_heads, self.head_size = attention.n_heads, attention.attention_head_size
+        self.project = _Product([attention.q_lin, attention.k_lin, attention.v_lin], dtype)
+        self.finish = _AfterAttention(block, dtype)
         self.ignored = torch.zeros((), dtype=dtype)
 
     def transform(self, hidden: torch.Tensor, lengths: list[int]) -> torch.Tensor:
@@ -138,32 +152,34 @@ class _Block(_AfterAttention):
         return self.finish(mixed, hidden)
 
 
-class _LastBlock(_AfterAttention):
+class _LastBlock:
     """For the first token of each review."""
 
     def __init__(self, block: Any, dtype: torch.dtype) -> None:
-        super().__init__(block, dtype)
         attention = block.attention
         num_heads, head_size = attention.n_heads, attention.attention_head_size
+        self.dtype = dtype
+        self.num_heads, self.head_size = num_heads, head_size
         self.query = _Product([attention.q_lin], dtype)
         # (num_heads, head_size, hidden_size); the keys' bias shifts all of a query's scores alike.
-        self.key = attention.k_lin.weight.detach().to(dtype).view(num_heads, head_size, -1)
-        self.value = attention.v_lin.weight.detach().to(dtype).view(num_heads, head_size, -1)
-        self.value_bias = attention.v_lin.bias.detach().to(dtype)
-        self.num_heads, self.head_size = num_heads, head_size
+        self.key, self.value = (
+            linear.weight.detach().to(dtype, copy=True).view(num_heads, head_size, -1)
+            for linear in (attention.k_lin, attention.v_lin)
+        )
+        self.value_bias = attention.v_lin.bias.detach().to(dtype, copy=True)
+        self.finish = _AfterAttention(block, dtype)
 
-    def transform(self, hidden: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-        num_reviews = len(lengths)
-        starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
+    def transform(
+        self, hidden: torch.Tensor, starts: torch.Tensor, lengths: list[int]
+    ) -> torch.Tensor:
         first = hidden.index_select(0, starts)
-        query = self.query(first.to(self.dtype)).view(num_reviews, self.num_heads, -1)
-        # (num_reviews, num_heads, hidden_size): with each hidden state it gives a score.
-        asked = torch.bmm(query.transpose(0, 1), self.key).transpose(0, 1).contiguous()
-        met = torch.empty_like(asked)
-        for part, question, place in zip(
-            hidden.to(self.dtype).split(lengths), asked, met, strict=True
-        ):
-            scores = (question @ part.T).float() * self.head_size**-0.5
-            torch.mm(scores.softmax(-1).to(self.dtype), part, out=place)
-        heads = torch.bmm(met.transpose(0, 1), self.value.transpose(1, 2)).transpose(0, 1)
-        return self.finish(heads.reshape(num_reviews, -1) + self.value_bias, first)
+        query = self.query(first.to(self.dtype)).view(len(first), self.num_heads, -1)
+        # Both (num_reviews, num_heads, hidden_size).
+        absorbed = torch.bmm(query.transpose(0, 1), self.key).transpose(0, 1).contiguous()
+        contexts = torch.empty_like(absorbed)
+        rows = hidden.to(self.dtype).split(lengths)
+        for part, one_query, context in zip(rows, absorbed, contexts, strict=True):
+            scores = (one_query @ part.T).float() * self.head_size**-0.5
+            torch.mm(scores.softmax(-1).to(self.dtype), part, out=context)
+        heads = torch.bmm(contexts.transpose(0, 1), self.value.transpose(1, 2)).transpose(0, 1)
+        return self.finish(heads.reshape(len(first), -1) + self.value_bias, first)
