@@ -57,7 +57,7 @@ def test_make_ui_prints_the_address_of_runs_that_show_what_the_files_say(
         for figure in (test["accuracy"], test["loss"], train["validation_accuracy"]):
             assert any(abs(float(text) - figure) <= 0.51 * 10.0 ** -len(text[2:]) for text in shown)
         row.click()
-        page.get_by_text("Registered models").wait_for()
+        page.get_by_role("heading", name="Registered models").wait_for()
         page.get_by_text("test reviews are right").wait_for()
         overview = page.locator("body").inner_text()
         run = re.search(r".*/runs/\w+", page.url)
