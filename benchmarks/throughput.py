@@ -5,8 +5,9 @@
 
 Every case runs in a process of its own, from the same random weights and on the same
 reviews; the two main peers, `native` and its evaluation by turns in rounds, so that a slow
-minute meets them alike, and the others once. Warm-up is not counted. Without files it makes up reviews
-with the lengths of IMDb's. It writes a table, `throughput.json` and `throughput.png`.
+minute meets them alike, and the others once. Warm-up is not counted. Without files it makes
+up reviews with the lengths of IMDb's. It writes a table, `throughput.json` and
+`throughput.png`.
 """
 
 import argparse
