@@ -101,6 +101,8 @@ def test_the_folder_is_all_that_an_onnxruntime_program_needs(
     command = ("moved/classify.py", *TEXTS, "")
     lines = Project(tmp_path).run(sys.executable, *command).stdout.splitlines()
     assert [line.split("\t")[0] for line in lines[:-1]] == names and len(lines) == len(names) + 1
+    usage = Project(tmp_path).run(sys.executable, "moved/classify.py", check=False)
+    assert usage.returncode == 1 and usage.stderr == "usage: python classify.py TEXT ...\n"
     found = loaded(Project(tmp_path), *command)
     assert "onnxruntime" in found and not found & {"distiltune", "torch", "transformers"}
 
@@ -188,7 +190,7 @@ def test_what_cannot_be_exported_is_one_line(
     make_weights_nan(tmp_path / "nan")
     model = ("--model", folders["distilbert"])
     assert "own: is there and is not an export" in refused("--output", "own", *model)
-    assert "there is no model yet" in refused("--output", "out")
+    assert "there is no model; `dvc repro` trains one" in refused("--output", "out")
     message = refused("--output", "out", "--model", folders["lstm"], "--format", "torch")
     assert "--format: torch: torch.export unrolls an LSTM" in message
     message = refused("--output", "out", "--model", "nan", "--format", "torch")

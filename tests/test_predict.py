@@ -307,7 +307,7 @@ def test_the_pipelines_own_model_is_compared_with_its_record(
     weights.write_bytes(content)
     assert "model.safetensors: damaged, or not of the training" in predict(project, GOOD).message
     shutil.rmtree(tmp_path / "data/model")
-    assert "there is no model yet" in predict(project, GOOD).message
+    assert "there is no model; `dvc repro` trains one" in predict(project, GOOD).message
 
 
 def test_a_model_of_mlflow(trained: Project) -> None:

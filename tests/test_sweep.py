@@ -515,7 +515,10 @@ def test_a_bad_option_is_named(
 def test_what_is_not_there_is_named(prepared: Project) -> None:
     (prepared.root / "mlflow.db").unlink()
     for arguments, words in (
-        (["gone"], "there is no sweep 'gone' in MLflow; nor any other"),
+        (
+            ["gone"],
+            "there is no sweep 'gone' in MLflow, where one is once all of it has ended; nor",
+        ),
         (["--runs", "0" * 32], f"MLflow run {'0' * 32}: "),
         (["--experiments", "gone"], "'gone' is no experiment"),
         ([], "a comparison needs two variants or more, and there are no runs"),

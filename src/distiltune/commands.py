@@ -186,7 +186,10 @@ def run_compare(arguments: argparse.Namespace) -> None:
         sweeps = store.parents_of_sweeps(stored)
         if arguments.sweep and arguments.sweep not in sweeps:
             known = f"there are: {', '.join(sweeps)}" if sweeps else "nor any other"
-            raise InputError(f"there is no sweep {arguments.sweep!r} in MLflow; {known}")
+            raise InputError(
+                f"there is no sweep {arguments.sweep!r} in MLflow, where one is once all of it has "
+                f"ended; {known}"
+            )
         if sweeps:
             name = arguments.sweep or list(sweeps)[-1]
             parent, *_ = parents = sweeps[name]

@@ -49,8 +49,9 @@ def _own_model(root: Path) -> Path:
     folder, record = root / MODEL, root / HISTORY / SUMMARY_FILE
     if not folder.is_dir():
         raise InputError(
-            f"{folder}: there is no model yet; `dvc repro` trains one, `dvc pull` may have one, "
-            f"and --model takes {FORMS}"
+            f"{folder}: there is no model; `dvc repro` trains one, `dvc checkout` brings back the "
+            "last one where a training has failed or is under way, `dvc pull` may have one, and "
+            f"--model takes {FORMS}"
         )
     if record.is_file() and (folder / WEIGHTS_FILE).is_file():
         expected = read_json(record)[WEIGHTS_TAG]

@@ -70,6 +70,8 @@ class ExportedModel:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit("usage: python classify.py TEXT ...")
     model = ExportedModel(Path(__file__).resolve().parent)
     for label, probability in model.classify(sys.argv[1:]):
         print(f"{label}\t{probability:.4f}")
