@@ -1,9 +1,10 @@
-"""Makes the pictures of the UI.
+"""Makes the pictures of the UI and of a run's report.
 
     python -m docs.screenshots [--output FOLDER] [--store PROJECT]
 
 In a copy of this checkout it runs a sweep of two variants by two seeds on generated reviews,
-starts the real UI on it, and takes `ui-*.png` with headless Chromium. Some minutes.
+starts the real UI on it, and takes `ui-*.png` and `report.png` with headless Chromium. Some
+minutes.
 """
 
 import argparse
@@ -43,7 +44,9 @@ def main() -> None:
         project = arguments.store or _train(Path(folder) / "distiltune")
         with serve_ui(project, shell()) as address, open_page(WIDTH, HEIGHT) as page:
             arguments.output.mkdir(parents=True, exist_ok=True)
-            Photographer(page, arguments.output).tour(address)
+            photographer = Photographer(page, arguments.output)
+            photographer.tour(address)
+            photographer.take_report(_report(project, Path(folder)))
 
 
 def _train(project: Path) -> Path:
@@ -51,6 +54,21 @@ def _train(project: Path) -> Path:
     command = [sys.executable, "-m", "distiltune.cli", *SWEEP]
     subprocess.run(command, cwd=project, env=_own_code(project), check=True)
     return project
+
+
+def _report(project: Path, folder: Path) -> Path:
+    """The page about the first run of the sweep."""
+    names = subprocess.run(
+        [sys.executable, "-m", "dvc", "exp", "list", "--name-only"], cwd=project,
+        env=_own_code(project), check=True, capture_output=True, text=True,
+    ).stdout.split()  # fmt: skip
+    name = next(name for name in names if name.startswith("adam-1-"))
+    page = folder / "report.html"
+    command = [sys.executable, "-m", "distiltune.cli", "report", "--experiment", name]
+    subprocess.run(
+        [*command, "--output", str(page)], cwd=project, env=_own_code(project), check=True
+    )
+    return page
 
 
 def _own_code(project: Path) -> Mapping[str, str]:
@@ -106,6 +124,11 @@ class Photographer:
         page.get_by_placeholder("Search metric charts").fill("^validation/")
         page.locator(".js-plotly-plot").nth(1).wait_for()
         self._take("ui-compare")
+
+    def take_report(self, file: Path) -> None:
+        self.page.set_viewport_size({"width": WIDTH, "height": 2 * HEIGHT})
+        self.page.goto(file.as_uri())
+        self._take("report")
 
     def _open_table(self, address: str) -> None:
         self.page.goto(address)
