@@ -12,7 +12,14 @@ import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from distiltune.batching import Batch, Tokens, batches, divide, length_sorted_batches
+from distiltune.batching import (
+    Batch,
+    Tokens,
+    batches,
+    divide,
+    length_sorted_batches,
+    lengths_of,
+)
 from distiltune.config import SpeedTable
 from distiltune.models import DEFAULT_SPEED, compute_logits
 from distiltune.models.frozen import FrozenDistilBert, can_freeze
@@ -55,8 +62,11 @@ def predict_logits(
     selections = selections[replicas.rank :: replicas.num]
     num_threads = 1
     if isinstance(model, FrozenDistilBert):
-        small = [part for rows in selections
-                 for part in divide(rows, tokens.lengths[rows], MAX_TOKENS_PER_THREAD)]  # fmt: skip
+        small = [
+            part
+            for rows in selections
+            for part in divide(rows, lengths_of(tokens, rows), MAX_TOKENS_PER_THREAD)
+        ]
         if 1 < torch.get_num_threads() <= len(small):
             selections, num_threads = small, torch.get_num_threads()
     outputs = []
