@@ -35,7 +35,13 @@ def answer_of_logged_model(project: Project, run_id: str) -> pd.DataFrame:
 import sys, mlflow, pandas
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model(f"runs:/{sys.argv[2]}/model")
-answer = model.predict(pandas.DataFrame({"text": ["The plot was not dull.", "Awful!", ""]}))
+answer = model.predict(pandas.DataFrame({"text": ["The plot was not dull.", "Awful!", "?"]}))
+try:
+    model.predict(pandas.DataFrame({"text": ["Awful!", " "]}))
+except mlflow.MlflowException as error:
+    assert error.message == "text 2: is empty", error.message
+else:
+    raise AssertionError("an empty text was answered")
 import distiltune
 assert "/model/code/distiltune/" in distiltune.__file__, distiltune.__file__
 print(answer.to_csv(index=False))
