@@ -177,7 +177,7 @@ def run(arguments: argparse.Namespace) -> None:
         classify(texts[:2])
     by_length = sorted(texts, key=len)
     longest = by_length[-1]
-    while len(server.encoder.encode([longest])[0]) < inputs.MAX_LENGTH:
+    while len(server.encoder.encode([longest]).ids) < inputs.MAX_LENGTH:
         longest = f"{longest} {by_length[-1]}"
     kinds = {
         "short text": SHORT, "review": by_length[len(texts) // 2],

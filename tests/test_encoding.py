@@ -42,24 +42,26 @@ def number_tokenizer(special: bool = True) -> tokenizers.Tokenizer:
 
 
 def test_head_keeps_the_first_tokens() -> None:
-    ids, lengths = Encoder(number_tokenizer(), 8, "head").encode(
+    ids, lengths, is_cut = Encoder(number_tokenizer(), 8, "head").encode(
         ["0 1 2", " ".join(map(str, range(20)))]
     )
     assert lengths.tolist() == [5, 8]
+    assert is_cut.tolist() == [False, True]
     assert ids.tolist() == [1000, 0, 1, 2, 1001, 1000, 0, 1, 2, 3, 4, 5, 1001]
 
 
 def test_head_tail_keeps_128_and_382_of_510() -> None:
     text = " ".join(map(str, range(900)))
-    ids, lengths = Encoder(number_tokenizer(), 512, "head_tail").encode([text, "5 6"])
+    ids, lengths, is_cut = Encoder(number_tokenizer(), 512, "head_tail").encode([text, "5 6"])
     assert lengths.tolist() == [512, 4]
+    assert is_cut.tolist() == [True, False]
     assert ids[:512].tolist() == [1000, *range(128), *range(900 - 382, 900), 1001]
     assert ids[512:].tolist() == [1000, 5, 6, 1001]
 
 
 def test_head_tail_without_special_tokens() -> None:
     text = " ".join(map(str, range(100)))
-    ids, _ = Encoder(number_tokenizer(special=False), 51, "head_tail").encode([text])
+    ids = Encoder(number_tokenizer(special=False), 51, "head_tail").encode([text]).ids
     assert ids.tolist() == [*range(12), *range(100 - 39, 100)]
 
 
@@ -109,8 +111,9 @@ def test_looking_chunks_up_encodes_as_the_tokenizer_does(
     whole = Encoder(word_piece_tokenizer(Sequence([BertPreTokenizer()])), 40, truncation)
     assert whole.chunks is None
     for texts in (HARD_TEXTS, HARD_TEXTS[::-1], *([text] for text in HARD_TEXTS)):
-        ids, lengths = encoder.encode(texts)
-        expected_ids, expected_lengths = whole.encode(texts)
+        ids, lengths, is_cut = encoder.encode(texts)
+        expected_ids, expected_lengths, expected_cut = whole.encode(texts)
+        assert is_cut.tolist() == expected_cut.tolist()
         assert lengths.tolist() == expected_lengths.tolist()
         assert ids.tolist() == expected_ids.tolist()
         assert ids.dtype == np.int32
@@ -145,7 +148,7 @@ def test_looking_chunks_up_is_exact_on_all_of_imdb() -> None:
     for start in range(0, len(texts), 4096):
         found = encoder.encode(texts[start : start + 4096])
         expected = whole.encode(texts[start : start + 4096])
-        assert np.array_equal(found[0], expected[0]) and np.array_equal(found[1], expected[1])
+        assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.fixture
@@ -169,7 +172,7 @@ def test_a_trained_tokenizer_is_the_same_each_time_and_transformers_reads_it(
     assert saved[0] == saved[1]
     loaded = AutoTokenizer.from_pretrained(tmp_path / "first")
     assert loaded.pad_token_id == 0
-    ids, lengths = Encoder(trained, 16, "head").encode(TEXTS)
+    ids, lengths, _ = Encoder(trained, 16, "head").encode(TEXTS)
     expected = [loaded(text, truncation=True, max_length=16)["input_ids"] for text in TEXTS]
     expected[3] = expected[3] or [1]  # a text with nothing in it is one unknown token
     assert ids.tolist() == [i for row in expected for i in row]
@@ -180,13 +183,13 @@ def test_a_token_file_can_be_mapped_and_says_what_it_is(table: Path, tmp_path: P
     encoder = Encoder(number_tokenizer(), 8, "head")
     counts = encode_split(encoder, table, tmp_path / "t.safetensors")
     tokens = read_tokens(tmp_path / "t.safetensors")
-    ids, lengths = encoder.encode(TEXTS)
+    ids, lengths, _ = encoder.encode(TEXTS)
     assert tokens.ids.tolist() == ids.tolist()
     assert tokens.lengths.tolist() == lengths.tolist()
     assert tokens.labels.tolist() == [0, 1, 0, 1, 1]
     assert (tokens.info, tokens.max_length, tokens.truncation) == (INFO, 8, "head")
     assert (tokens.ids.dtype, tokens.offsets.dtype) == (torch.int32, torch.int64)
-    assert counts == {"num_reviews": 5, "num_tokens": len(ids), "num_at_limit": 3}
+    assert counts == {"num_reviews": 5, "num_tokens": len(ids), "num_cut": 3}
 
 
 def test_a_cut_token_file_is_refused(table: Path, tmp_path: Path) -> None:

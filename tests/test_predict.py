@@ -29,7 +29,9 @@ from benchmarks import predict as benchmark
 from distiltune import classifier as classifier_module
 from distiltune import cli
 from distiltune.artifacts import read_reviews
+from distiltune.batching import Tokens
 from distiltune.classifier import ReviewClassifier
+from distiltune.encoding import Encoded
 from distiltune.predicting.progress import Progress
 from distiltune.runtime import Runtime
 from tests.bad_inputs import DATA_STAGES
@@ -114,6 +116,19 @@ def test_texts_get_label_and_probability_as_from_the_pipeline_of_transformers(
         assert float(probability) == pytest.approx(found["score"], abs=6e-5)
     piped = predict(trained, "-", stdin=f"{GOOD}\r\n{BAD}\n".encode())
     assert piped.output == answer.output
+
+
+def test_texts_that_the_model_read_in_part_are_counted(trained: Project, tmp_path: Path) -> None:
+    encoder = ReviewClassifier(trained.root / "data/model").encoder
+    beyond, just_all = ". " * (encoder.content + 1), ". " * encoder.content
+    said = f"than the model reads: of such a one the first {encoder.content} tokens count\n"
+    assert predict(trained, just_all).errors == ""
+    assert predict(trained, just_all, beyond).errors == f"1 text was longer {said}"
+    pq.write_table(pa.table({"text": [beyond, just_all] * 50}), tmp_path / "given.parquet")
+    answer = predict(
+        trained, "--file", tmp_path / "given.parquet", "--output", tmp_path / "out.csv"
+    )
+    assert answer.status == 0 and answer.errors.endswith(f"\n50 texts were longer {said}")
 
 
 def test_a_table_gets_what_evaluate_has_predicted(trained: Project, tmp_path: Path) -> None:
@@ -423,7 +438,8 @@ def test_half_precision_keeps_the_labels_of_full(
     texts = texts.to_pylist() + [f"{text} And more." for text in texts.to_pylist()]
     # A head for which every second review is positive, so that many are close; none is so close
     # that rounding in fp32 decides.
-    logits = ReviewClassifier(folder)._logits(texts, None)
+    plain = ReviewClassifier(folder)
+    logits = plain._logits(plain._tokens(plain.encoder.encode(texts)))
     weights = load_file(folder / "model.safetensors")
     weights["classifier.bias"][1] -= (logits[:, 1] - logits[:, 0]).quantile(0.5)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
@@ -461,16 +477,20 @@ def test_a_larger_difference_makes_others_close(
     exact = given + torch.tensor([0.01] * 16 + [0.5, -0.4, 0.1] + [0.0] * 45)
     classifier = ReviewClassifier(trained.root / "data/model")
     classifier.is_mixed = True
-    texts = [f"text {i}" for i in range(len(given))]
+    # Each text is one token, its number.
+    encoded = Encoded(
+        ids=np.arange(len(given), dtype=np.int32),
+        lengths=np.ones(len(given), dtype=np.int64),
+        is_cut=np.zeros(len(given), dtype=np.bool_),
+    )
 
-    def answer(asked: list[str], runtime: Any, _: Any = None) -> torch.Tensor:
+    def answer(asked: Tokens, runtime: Any, _: Any = None) -> torch.Tensor:
         if runtime is not classifier.exact:
             return torch.stack([torch.zeros_like(given), given], dim=1)
-        rows = [texts.index(text) for text in asked]
-        return torch.stack([torch.zeros(len(rows)), exact[rows]], dim=1)
+        return torch.stack([torch.zeros(asked.num_reviews), exact[asked.ids]], dim=1)
 
     monkeypatch.setattr(classifier, "_compute", answer)
-    found = classifier._logits(texts, None)[:, 1]
+    found = classifier._logits(classifier._tokens(encoded))[:, 1]
     assert found[:18].tolist() == exact[:18].tolist()
     assert found[18:].tolist() == given[18:].tolist()
 

@@ -1,6 +1,7 @@
 """A trained model that classifies texts: labels and probabilities."""
 
 import collections
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,8 @@ from transformers import PreTrainedModel
 
 from distiltune import InputError
 from distiltune.artifacts import DatasetInfo
-from distiltune.batching import Tokens
+from distiltune.batching import Tokens, gather
+from distiltune.encoding import Encoded
 from distiltune.inference import MIN_TOKENS_TO_FREEZE, freeze, predict_logits
 from distiltune.models.frozen import FrozenDistilBert
 from distiltune.runtime import Runtime, choose_runtime
@@ -55,6 +57,7 @@ class ReviewClassifier:
         self.num_tokens: collections.Counter[str] = collections.Counter()
         self.frozen: dict[str, PreTrainedModel | FrozenDistilBert] = {}
         self.largest_difference: float | None = None
+        self.num_cut = 0  # texts so far of which the model has read a part alone
 
     def prepare(self) -> None:
         """Lay the weights out now; else that is done when a few thousand tokens were classified."""
@@ -84,7 +87,9 @@ class ReviewClassifier:
         Raises:
             InputError: the model's output is no finite number.
         """
-        logits = self._logits(texts, on_batch)
+        encoded = self.encoder.encode(texts)
+        self.num_cut += int(encoded.is_cut.sum())
+        logits = self._logits(self._tokens(encoded), on_batch)
         if not logits.isfinite().all():
             raise InputError(
                 f"{self.folder}: the model's output is no finite number; its weights are damaged, "
@@ -101,58 +106,64 @@ class ReviewClassifier:
         return columns
 
     @torch.inference_mode()
-    def _logits(self, texts: list[str], on_batch: Callable[[int], object] | None) -> torch.Tensor:
+    def _logits(
+        self, tokens: Tokens, on_batch: Callable[[int], object] | None = None
+    ) -> torch.Tensor:
         """(num_texts, num_labels) fp32."""
         if not self.is_mixed:
-            return self._compute(texts, self.runtime, on_batch)
-        if self.largest_difference is None and len(texts) < MIN_TEXTS:
-            return self._compute(texts, self.exact, on_batch)
-        logits = self._compute(texts, self.runtime, on_batch)
+            return self._compute(tokens, self.runtime, on_batch)
+        if self.largest_difference is None and tokens.num_reviews < MIN_TEXTS:
+            return self._compute(tokens, self.exact, on_batch)
+        logits = self._compute(tokens, self.runtime, on_batch)
         margins = _margins(logits)
         if self.largest_difference is None:
             nearest = margins.topk(NUM_PROBES, largest=False).indices
-            self._compute_exactly(texts, logits, nearest)
+            self._compute_exactly(tokens, logits, nearest)
             margins[nearest] = torch.inf
         assert self.largest_difference is not None
         # Each may show a larger difference, which makes others close.
         while len(close := (margins < SAFETY * self.largest_difference).nonzero().flatten()):
-            self._compute_exactly(texts, logits, close)
+            self._compute_exactly(tokens, logits, close)
             margins[close] = torch.inf
         return logits
 
-    def _compute_exactly(self, texts: list[str], logits: torch.Tensor, rows: torch.Tensor) -> None:
+    def _compute_exactly(self, tokens: Tokens, logits: torch.Tensor, rows: torch.Tensor) -> None:
         """Put fp32 logits in place of `rows`, and note how far the others were from them."""
         if not len(rows):
             return
-        exact = self._compute([texts[row] for row in rows.tolist()], self.exact)
+        found = gather(tokens, rows)
+        chosen = dataclasses.replace(
+            tokens, ids=found.ids.int(), offsets=found.offsets, labels=found.labels
+        )
+        exact = self._compute(chosen, self.exact)
         shift = logits[rows] - exact
         # What a difference of two classes' logits is wrong by.
-        found = float((shift.max(1).values - shift.min(1).values).max())
-        self.largest_difference = max(found, self.largest_difference or 0.0)
+        largest = float((shift.max(1).values - shift.min(1).values).max())
+        self.largest_difference = max(largest, self.largest_difference or 0.0)
         logits[rows] = exact
 
     def _compute(
         self,
-        texts: list[str],
+        tokens: Tokens,
         runtime: Runtime,
         on_batch: Callable[[int], object] | None = None,
     ) -> torch.Tensor:
         """The logits in one precision, by weights laid out for it where there is much to do."""
-        tokens, precision = self._tokens(texts), runtime.precision
+        precision = runtime.precision
         self.num_tokens[precision] += len(tokens.ids)
         if self.num_tokens[precision] >= MIN_TOKENS_TO_FREEZE and precision not in self.frozen:
             self.frozen[precision] = freeze(self.model, runtime)
         model = self.frozen.get(precision, self.model)
         return predict_logits(model, tokens, runtime, on_batch=on_batch)
 
-    def _tokens(self, texts: list[str]) -> Tokens:
-        ids, lengths = self.encoder.encode(texts)
-        offsets = torch.zeros(len(texts) + 1, dtype=torch.int64)
-        torch.cumsum(torch.from_numpy(lengths), 0, out=offsets[1:])
+    def _tokens(self, encoded: Encoded) -> Tokens:
+        num_texts = len(encoded.lengths)
+        offsets = torch.zeros(num_texts + 1, dtype=torch.int64)
+        torch.cumsum(torch.from_numpy(encoded.lengths), 0, out=offsets[1:])
         return Tokens(
-            ids=torch.from_numpy(ids),
+            ids=torch.from_numpy(encoded.ids),
             offsets=offsets,
-            labels=torch.zeros(len(texts), dtype=torch.int64),
+            labels=torch.zeros(num_texts, dtype=torch.int64),
             info=DatasetInfo(dataset="", label_names=self.label_names),
             max_length=self.encoder.max_length,
             truncation=self.encoder.truncation,

@@ -5,7 +5,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ HEAD_TOKENS, ALL_TOKENS = 128, 510
 PROBE = "Any words, and one that no vocabulary has: \U0010fffd"
 Ids = np.ndarray[Any, np.dtype[np.int32]]
 Lengths = np.ndarray[Any, np.dtype[np.int64]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 # Over so many ids of different chunks the memory of them is emptied. Ids and not chunks are
 # counted, because a language without spaces has chunks of any length.
 MAX_CHUNK_IDS = 1_000_000
@@ -160,20 +161,32 @@ class Encoder:
         # Stands for a text of which the tokenizer keeps nothing, as of lone control characters.
         self.nothing = np.array([0 if unknown is None else unknown], dtype=np.int32)
 
-    def encode(self, texts: list[str]) -> tuple[Ids, Lengths]:
-        """Ids of the texts one after the other (num_tokens,) and lengths (num_texts,)."""
+    def encode(self, texts: list[str]) -> "Encoded":
+        """Encode one text or more."""
         if self.chunks is None:
             encodings = self.tokenizer.encode_batch_fast(texts)
             rows = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+            is_cut = np.array([bool(encoding.overflowing) for encoding in encodings])
         else:
-            rows = self.chunks.encode(texts, self.content if self.truncation == "head" else None)
+            kept = self.content if self.truncation == "head" else None
+            rows, is_cut = self.chunks.encode(texts, kept)
         for i, ids in enumerate(rows):
             if len(ids) > self.max_length:
                 tail = self.max_length - self.head
                 rows[i] = np.concatenate([ids[: self.head], ids[len(ids) - tail :]])
+                is_cut[i] = True
             elif not len(ids):
                 rows[i] = self.nothing
-        return np.concatenate(rows), np.array([len(ids) for ids in rows], dtype=np.int64)
+        lengths = np.array([len(ids) for ids in rows], dtype=np.int64)
+        return Encoded(ids=np.concatenate(rows), lengths=lengths, is_cut=is_cut)
+
+
+class Encoded(NamedTuple):
+    """Texts as token ids."""
+
+    ids: Ids  # of all texts, one after the other, (num_tokens,)
+    lengths: Lengths  # (num_texts,), in tokens, special ones included
+    is_cut: Flags  # (num_texts,), whether it was longer than what is kept
 
 
 class _Chunks:
@@ -200,8 +213,8 @@ class _Chunks:
         self.ids: Ids = np.empty(0, dtype=np.int32)  # of all chunks, one after the other
         self.ends: Lengths = np.zeros(1, dtype=np.int64)  # of chunk i, in place i + 1
 
-    def encode(self, texts: list[str], max_content: int | None) -> list[Ids]:
-        """Ids of each text; of its content, the first `max_content` alone."""
+    def encode(self, texts: list[str], max_content: int | None) -> tuple[list[Ids], Flags]:
+        """Ids of each text, of its content the first `max_content` alone, and if it has more."""
         chunked = pc.split_pattern(pa.array(texts, pa.large_string()), " ")
         different = chunked.flatten().dictionary_encode()
         # (num_chunks,) of all texts, then where each has its ids.
@@ -215,7 +228,9 @@ class _Chunks:
         for start, end in itertools.pairwise(bounds.tolist()):
             kept = end if max_content is None else min(end, start + max_content)
             rows.append(np.concatenate([self.before, content[start:kept], self.after]))
-        return rows
+        sizes = np.diff(bounds)
+        is_cut = np.zeros(len(rows), np.bool_) if max_content is None else sizes > max_content
+        return rows, is_cut
 
     def _numbers(self, chunks: list[str]) -> Lengths:
         """The number of each chunk, new ones encoded."""
@@ -257,18 +272,18 @@ def encode_split(encoder: Encoder, table: Path, output: Path) -> dict[str, int]:
             the sha256 of the texts and labels, whatever tokens they became.
 
     Returns:
-        `num_reviews`, `num_tokens` and `num_at_limit`, the reviews that fill `max_length`.
+        `num_reviews`, `num_tokens` and `num_cut`, the reviews longer than `max_length`.
     """
     writer = TokenWriter(output)
-    counts = {"num_reviews": 0, "num_tokens": 0, "num_at_limit": 0}
+    counts = {"num_reviews": 0, "num_tokens": 0, "num_cut": 0}
     digest = hashlib.sha256()
     for texts, labels in _batches(table):
         digest.update("\0".join([*texts, ""]).encode())
-        ids, lengths = encoder.encode(texts)
+        ids, lengths, is_cut = encoder.encode(texts)
         writer.write(ids, lengths, np.array(labels, dtype=np.int64))
         counts["num_reviews"] += len(lengths)
         counts["num_tokens"] += len(ids)
-        counts["num_at_limit"] += int((lengths == encoder.max_length).sum())
+        counts["num_cut"] += int(is_cut.sum())
     digest.update(np.concatenate(writer.labels).tobytes())
     info = read_info(table)
     writer.close(

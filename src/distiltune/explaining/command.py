@@ -9,7 +9,7 @@ from distiltune.artifacts import check_new_file
 from distiltune.console import write
 from distiltune.explaining.model import load_explainable
 from distiltune.explaining.page import write_page
-from distiltune.explaining.run import explain
+from distiltune.explaining.run import check_text, explain
 from distiltune.explaining.terminal import format_explanation, has_colours
 from distiltune.model_source import MODEL, model_folder
 from distiltune.runtime import project_root
@@ -23,6 +23,7 @@ def run_explain(arguments: argparse.Namespace) -> None:
     """
     check_new_file("--html", arguments.html)
     text = arguments.text if arguments.file is None else _read_text(arguments.file)
+    check_text(text)
     name = arguments.model or str(MODEL)
     with model_folder(arguments.model, project_root()) as folder:
         classifier = load_explainable(folder, name)

@@ -91,10 +91,7 @@ def explain(
     Raises:
         InputError: the text is empty, the model has no such class, or its output is no number.
     """
-    if not text.strip():
-        raise InputError("the text is empty; give a review of one word or more")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError("the text is not UTF-8")
+    check_text(text)
     names = classifier.label_names
     if label_name is not None and label_name not in names:
         raise InputError(f"--class: {label_name!r}: the model's classes are {', '.join(names)}")
@@ -135,6 +132,18 @@ def explain(
         attribution=attribution,
         model=f"{classifier.name} ({model.config.model_type})",
     )
+
+
+def check_text(text: str) -> None:
+    """See that there is something to explain, which takes no model.
+
+    Raises:
+        InputError: the text is empty, or was not UTF-8.
+    """
+    if not text.strip():
+        raise InputError("the text is empty; give a review of one word or more")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InputError("the text is not UTF-8")
 
 
 def _report(found: Attribution) -> None:

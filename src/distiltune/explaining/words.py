@@ -53,7 +53,7 @@ def read_text(text: str, encoder: Encoder, tokenizer: tokenizers.Tokenizer) -> R
         raise InputError(f"the text {text[:40]!r} has nothing that the model's tokenizer reads")
     kept = _kept(len(encoding.ids), places, encoder)
     ids = tuple(encoding.ids[i] for i in kept)
-    assert list(ids) == encoder.encode([text])[0].tolist(), "the model reads other tokens"
+    assert list(ids) == encoder.encode([text]).ids.tolist(), "the model reads other tokens"
     content = set(places)
     spans = encoding.offsets
     words = _join(text, encoding, [(k, i) for k, i in enumerate(kept) if i in content])

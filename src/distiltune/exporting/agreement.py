@@ -66,7 +66,7 @@ def compute_reference(trained: TrainedModel, root: Path) -> Reference:
         InputError: its logits are no finite numbers.
     """
     texts, kind = read_texts(root)
-    ids, lengths = trained.encoder.encode(texts)
+    ids, lengths, _ = trained.encoder.encode(texts)
     rows = []
     for one in torch.from_numpy(ids).long().split(lengths.tolist()):
         mask = torch.ones_like(one)

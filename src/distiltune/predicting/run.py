@@ -45,6 +45,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
             found = classifier.classify(group)
             pairs = zip(found["label"], found["probability"], strict=True)
             write("\n".join(f"{label}\t{probability:.4f}" for label, probability in pairs))
+        _say_what_was_cut(classifier)
 
 
 def _predict_table(arguments: argparse.Namespace, root: Path) -> None:
@@ -79,6 +80,7 @@ def _predict_table(arguments: argparse.Namespace, root: Path) -> None:
             progress.break_line()
             raise
     progress.end(str(output))
+    _say_what_was_cut(classifier)
 
 
 def _table(arguments: argparse.Namespace, root: Path) -> Table:
@@ -95,6 +97,18 @@ def _load(folder: Path) -> "ReviewClassifier":
     from distiltune.classifier import ReviewClassifier
 
     return ReviewClassifier(folder, mixed_on_cpu=True)
+
+
+def _say_what_was_cut(classifier: "ReviewClassifier") -> None:
+    if not classifier.num_cut:
+        return
+    encoder = classifier.encoder
+    parts = "the first" if encoder.truncation == "head" else "the first and the last"
+    print(
+        f"{classifier.num_cut:,} {'text was' if classifier.num_cut == 1 else 'texts were'} longer "
+        f"than the model reads: of such a one {parts} {encoder.content:,} tokens count",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
 
 
 def _added_columns(label_names: Iterable[str], prefix: str) -> list[str]:
