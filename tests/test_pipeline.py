@@ -13,7 +13,9 @@ import pytest
 
 from tests.conftest import Project
 
-ALL = {"download", "download-checkpoint", "split", "tokenize", "adapt", "train", "evaluate"}
+CHECK = {"check-params"}  # whenever params.yaml has changed
+DATA = {"download", "download-checkpoint", "split", "tokenize", "adapt"}
+ALL = CHECK | DATA | {"train", "evaluate"}
 
 
 def ran(output: str) -> set[str]:
@@ -60,12 +62,12 @@ def test_one_run_after_the_other(project: Project) -> None:
     assert ran(project.dvc("repro")) == set()
     overrides = ("optimizer=adamw", "optimizers.adamw.learning_rate=3e-5", "seed=9")
     options = [option for override in overrides for option in ("-S", override)]
-    assert ran(project.dvc("exp", "run", *options, "-n", "second")) == {"train", "evaluate"}
+    assert ran(project.dvc("exp", "run", *options, "-n", "second")) == ALL - DATA
     # Another variant's row concerns nobody; the active one's does.
     unused = project.dvc("exp", "run", "-S", "optimizers.adam.learning_rate=1e-4")
-    assert ran(unused) == set()
+    assert ran(unused) == CHECK
     project.change_params({"optimizers.adamw.learning_rate": 4e-5})
-    assert ran(project.dvc("repro", "--dry")) == {"train"}
+    assert ran(project.dvc("repro", "--dry")) == {*CHECK, "train"}
     project.change_params({"optimizers.adamw.learning_rate": 3e-5})
 
     runs = runs_of(project)
@@ -133,6 +135,21 @@ def test_one_run_after_the_other(project: Project) -> None:
         "Calibration",
     ):
         assert title in html, title
+
+    # What is refused costs nothing that was there.
+    folders = [project.root / name for name in ("data", "metrics")]
+    kept = {file: file.stat().st_mtime_ns for folder in folders for file in folder.rglob("*")}
+    checked = project.root / "data/params-checked"
+    for refused in ({"train.batch_size": 0}, {"device": "cpu", "precision": "fp16"}):
+        project.change_params(refused)
+        output = project.dvc("repro", check=False)
+        assert ran(output) == CHECK and output.count("\nerror: ") == 1, output
+        assert [file for file in kept if not file.exists()] == [checked]
+        project.git("checkout", "params.yaml")
+    project.dvc("checkout")
+    assert {file: file.stat().st_mtime_ns for file in kept if file != checked} == {
+        file: when for file, when in kept.items() if file != checked
+    }
 
     # A run that MLflow has lost comes back from the files, curves and model included.
     client.delete_run(runs[1].info.run_id)

@@ -16,6 +16,7 @@ HEAVY = {
 MODEL = {"huggingface_hub", "requests", "scipy", "torch", "transformers"}
 # scikit-learn imports pandas where there is one.
 ALLOWED = {
+    "check_params": set(),
     "watch": set(),
     "download": set(),
     "download_checkpoint": set(),
@@ -28,6 +29,7 @@ ALLOWED = {
 # The same while a stage runs, with generated reviews and random weights. Where pyarrow makes an
 # array it imports pandas, to see whether it was given one of its columns.
 RUNNING = {
+    "check_params": set(),
     "watch": set(),
     "download": {"pandas"},
     "download_checkpoint": set(),

@@ -26,6 +26,7 @@ from distiltune.config.schema import (
 )
 from distiltune.config.stages import (
     AdaptConfig,
+    CheckConfig,
     CheckpointConfig,
     DownloadConfig,
     EngineConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "AdamRow",
     "AdaptConfig",
     "AdaptTable",
+    "CheckConfig",
     "CheckpointConfig",
     "CheckpointRow",
     "CsvRow",

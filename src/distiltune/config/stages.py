@@ -35,6 +35,14 @@ from distiltune.config.schema import (
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckConfig:
+    """What the stage `check-params` looks at, the file's own mistakes aside."""
+
+    device: Annotated[Device, "device"]
+    precision: Annotated[Precision, "precision"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class WatchConfig:
     """What the stage `watch-csv` reads."""
 
@@ -216,6 +224,7 @@ class EvaluateConfig:
 
 StageConfig = TypeVar(
     "StageConfig",
+    CheckConfig,
     WatchConfig,
     DownloadConfig,
     CheckpointConfig,
