@@ -191,6 +191,15 @@ def test_a_condition_that_only_some_have_is_a_difference() -> None:
         compare([make_run("adam"), make_run("sgd", conditions={"speed.new": "true"})])
 
 
+def test_what_one_run_has_a_table_of_and_the_other_not_is_one_line() -> None:
+    table = {"adapt.epochs": "3", "adapt.seed_of": "1", "adapt.batch_size": "16"}
+    runs = [make_run("adam"), make_run("sgd", conditions={**table, "speed.new": "true"})]
+    assert compare(runs, force=True).differences == (
+        "adapt.epochs: not set (adam 1), 3 (sgd 1); so with 2 more of adapt",
+        "speed.new: not set (adam 1), true (sgd 1)",
+    )
+
+
 def test_values_that_begin_alike_can_be_told_apart() -> None:
     names = ['"distilbert-base-uncased"', '"distilbert-base-cased"']
     runs = [make_run(o, conditions={"model": n}) for o, n in zip("ab", names, strict=True)]

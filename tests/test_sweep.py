@@ -19,10 +19,11 @@ import pytest
 from filelock import FileLock
 
 from distiltune import InputError, cli
+from distiltune.artifacts import write_json
 from distiltune.sweeping.plan import Planner
 from distiltune.sweeping.pruning import median_bars
 from distiltune.sweeping.queue import Queue, Task
-from distiltune.sweeping.sweep import SweepRunner
+from distiltune.sweeping.sweep import LOCK, STATE, SweepRunner
 from tests.conftest import Project, environment
 from tests.test_pipeline import runs_of, wait_for_queue
 from tests.test_predict import predict
@@ -51,6 +52,7 @@ def test_a_sweep_runs_what_is_missing_and_compares(project: Project) -> None:
     project.commit()
     command = ("distiltune", "sweep", "--optimizers", "adam,lion", "--seeds", "3,", "--jobs", "2")
     first = project.run(*command, "--json", "figures.json").stdout
+    assert re.match(r"sweep-\w{6}: adam, lion x 1 seed, tiny on sample\n", first), first
     assert "2 experiments, 0 of them done already" in first
     # It looks on while the workers work, and does not only wait for them to end.
     assert re.search(r"^[01] of 2 done, [12] running", first, re.MULTILINE), first
@@ -525,5 +527,14 @@ def test_what_is_not_there_is_named(prepared: Project) -> None:
     ):
         answer = predict(prepared, *arguments, command="compare")
         assert words in answer.message
+    with FileLock(prepared.root / LOCK):
+        write_json(prepared.root / STATE, {"name": "mine", "trials": ["adam-1", "lion-1"]})
+        said = (
+            "the sweep mine is under way, with 0 of 2 experiments done; it is compared at its end"
+        )
+        assert predict(prepared, "mine", command="compare").message == f"error: {said}"
+        both = predict(prepared, command="compare").errors.splitlines()
+        assert both[0] == said and "there are no runs" in both[1]
+    assert "nor any other" in predict(prepared, "mine", command="compare").message
     # Who only looks leaves nothing behind.
     assert not (prepared.root / "mlflow.db").exists()

@@ -24,7 +24,8 @@ from distiltune.config import load_params
 from distiltune.runtime import project_root
 from distiltune.sweeping.plan import Planner, Trial
 from distiltune.sweeping.pruning import median_bars
-from distiltune.sweeping.sweep import SweepRunner, say
+from distiltune.sweeping.queue import Queue
+from distiltune.sweeping.sweep import SweepRunner, say, sweep_under_way
 from distiltune.syncing import send_waiting, synchronize
 
 REPORTS = Path("reports")
@@ -58,6 +59,9 @@ def run_sweep(arguments: argparse.Namespace) -> None:
     experiment = load_params(root / "params.yaml").tracking.experiment
     parent = None
     send_waiting(root)
+    say(planner.describe())
+    if changed := Queue(root).uncommitted():
+        say(f"with what is not committed in {', '.join(changed)}")
     try:
         searched, tried = _search_rates(root, planner, experiment, arguments.jobs)
         rates = {name: rate.row_rate for name, rate in best_rates(tried).items()}
@@ -182,8 +186,14 @@ def run_compare(arguments: argparse.Namespace) -> None:
     elif arguments.runs:
         runs = runs_of_mlflow(root, arguments.runs)
     else:
-        stored = store.find_runs(root, load_params(root / "params.yaml").tracking.experiment)
+        experiment = load_params(root / "params.yaml").tracking.experiment
+        stored = store.find_runs(root, experiment)
         sweeps = store.parents_of_sweeps(stored)
+        running = sweep_under_way(root)
+        if running and arguments.sweep in (None, running[0]):
+            if arguments.sweep and arguments.sweep not in sweeps:
+                raise InputError(running[1])
+            print(running[1], file=sys.stderr)
         if arguments.sweep and arguments.sweep not in sweeps:
             known = f"there are: {', '.join(sweeps)}" if sweeps else "nor any other"
             raise InputError(
@@ -203,6 +213,8 @@ def run_compare(arguments: argparse.Namespace) -> None:
             )
         else:
             runs = _all_with_records(root, stored)
+            if runs:
+                print(f"all {len(runs)} finished runs of MLflow's experiment {experiment}:")
     _check_outputs(arguments, root / REPORTS / name)
     comparison = compare(
         runs, target=arguments.target, force=arguments.force, tried_rates=tried,

@@ -16,6 +16,7 @@ from distiltune.comparison.runs import TEST_SPLIT, Run, TriedRate
 from distiltune.comparison.statistics import mean_with_deviation
 
 DIGEST_LENGTH = 12
+NOT_SET = "not set"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,19 +170,26 @@ def _by_variant(runs: Sequence[Run]) -> tuple[dict[str, tuple[Run, ...]], list[s
 
 
 def _differences(grouped: Mapping[str, tuple[Run, ...]]) -> Iterable[str]:
-    """What the runs do not share and must, a line for each condition."""
+    """What the runs do not share and must, a line for each condition.
+
+    Those of one table that divide the runs alike, as all of `adapt` does where one run was adapted
+    and another was not, share a line.
+    """
     labelled = [(f"{name} {run.seed}", run) for name, group in grouped.items() for run in group]
     names = dict.fromkeys(key for _, run in labelled for key in run.conditions)
+    alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for name in names:
         by_value: dict[str, list[str]] = {}
         for label, run in labelled:
-            by_value.setdefault(run.conditions.get(name, "not set"), []).append(label)
+            by_value.setdefault(run.conditions.get(name, NOT_SET), []).append(label)
         if len(by_value) > 1:
-            parts = [
-                f"{_short(value)} ({_few(labels)})"
-                for value, labels in sorted(by_value.items(), key=lambda item: -len(item[1]))
-            ]
-            yield f"{name}: {', '.join(parts)}"
+            found = sorted(by_value.items(), key=lambda item: -len(item[1]))
+            parts = [f"{_short(value)} ({_few(labels)})" for value, labels in found]
+            table = name.partition(".")[0] if NOT_SET in by_value else name
+            lines = alike.setdefault((table, tuple(by_value.get(NOT_SET, ()))), [])
+            lines.append(f"{name}: {', '.join(parts)}")
+    for (table, _), (first, *others) in alike.items():
+        yield first + (f"; so with {len(others)} more of {table}" if others else "")
 
 
 def _short(value: str) -> str:

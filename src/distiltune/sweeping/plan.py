@@ -1,11 +1,8 @@
 """What a sweep consists of: experiments whose names follow from their settings."""
 
-import difflib
 import hashlib
 import importlib.metadata
 import json
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ from distiltune import InputError
 from distiltune.artifacts import sha256_of
 from distiltune.config import Params, load_params
 from distiltune.runtime import choose_runtime, code_digest
+from distiltune.sweeping.overrides import check_key, params_with
 from distiltune.sweeping.pruning import MIN_FINISHED, num_in_full
 from distiltune.sweeping.sharding import Shard
 
@@ -103,11 +101,10 @@ class Planner:
             key = override.partition("=")[0].removeprefix("params.yaml:").strip("+~")
             if key in ("optimizer", "seed") or (num_rates and key.endswith(".learning_rate")):
                 raise InputError(f"-S {override}: the sweep sets this itself")
-            _check_key(asdict(params), key, override)
+            check_key(params, key, override)
             if override.endswith("dataset=csv") or key.startswith("datasets.csv"):
                 raise InputError(f"-S {override}: write it into params.yaml, for a sweep")
-        if overrides:
-            _check_values(root, overrides)
+        self.params = params_with(root, overrides) if overrides else params
         if num_rates == 1:
             raise InputError("--search-rates: 1 leaves nothing to choose; take 3 or more")
         if prunes and num_rates <= MIN_FINISHED:
@@ -130,6 +127,15 @@ class Planner:
         names = [trial.name for trial in self._trials({})]
         digest = _digest([*names, *search])
         self.name = name if name and not is_divided else f"{name or 'sweep'}-{digest}"
+
+    def describe(self) -> str:
+        """What is compared, on what, in one line."""
+        options = "".join(f" -S {override}" for override in self.overrides)
+        return (
+            f"{self.name}: {', '.join(self.optimizers)} x {len(self.seeds)} "
+            f"{'seed' if len(self.seeds) == 1 else 'seeds'}, {self.params.model} on "
+            f"{self.params.dataset}{options}"
+        )
 
     def check_workspace(self) -> None:
         """See that the workspace is still what the trials are named for.
@@ -255,38 +261,6 @@ class Planner:
             overrides=tuple(overrides),
             targets=targets,
         )
-
-
-def _check_key(table: object, key: str, override: str) -> None:
-    *tables, last = key.split(".")
-    for part in (*tables, last):
-        if not isinstance(table, dict) or part not in table:
-            allowed = difflib.get_close_matches(part, table, 3) if isinstance(table, dict) else []
-            above = key.rpartition(".")[0] if part is last else ""
-            allowed = [f"{above}.{name}" if above else name for name in allowed]
-            hint = f"; did you mean {' or '.join(allowed)}?" if allowed else ""
-            raise InputError(f"-S {override}: params.yaml has no {key}{hint}")
-        table = table[part]
-
-
-def _check_values(root: Path, overrides: Sequence[str]) -> None:
-    """Refuse what a stage would refuse, before anything is queued."""
-    # Half a second, which `compare` and `--help` need not wait.
-    from dvc.exceptions import DvcException
-    from dvc.utils.hydra import apply_overrides
-
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "params.yaml"
-        shutil.copy(root / "params.yaml", copy)
-        try:
-            apply_overrides(copy, [o.removeprefix("params.yaml:") for o in overrides])
-            load_params(copy)
-        except InputError as error:
-            reason = str(error).replace(f"{copy}: ", "")
-            raise InputError(f"-S {' -S '.join(overrides)}: {reason}") from None
-        except DvcException as error:
-            lines = str(error).splitlines()
-            raise InputError(f"-S {' -S '.join(overrides)}: {lines[0]}") from None
 
 
 def _digest(value: object) -> str:

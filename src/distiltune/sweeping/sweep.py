@@ -1,5 +1,6 @@
 """Runs a sweep through DVC's queue, and mirrors it in MLflow."""
 
+import contextlib
 import os
 import statistics
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from distiltune import InputError, store
+from distiltune.artifacts import read_json, write_json
 from distiltune.sweeping.plan import Sweep, Trial
 from distiltune.sweeping.queue import Queue
 
@@ -17,6 +19,8 @@ POLL_SECONDS = 5.0
 SECONDS_BETWEEN_LOOKS = 20.0  # at the queue, which costs more than to see what is done
 SECONDS_BETWEEN_LINES = 30.0
 MAX_ATTEMPTS = 2
+# Held by a sweep as long as it runs; what it consists of.
+LOCK, STATE = Path(".dvc/tmp/sweep.lock"), Path(".dvc/tmp/sweep.json")
 # What `train` says where the rate is too high.
 DIVERGED = "error: the loss is"
 
@@ -68,9 +72,8 @@ class SweepRunner:
             InputError: DVC refuses, and why; or the workspace has changed, or another
                 sweep runs in this checkout.
         """
-        lock = FileLock(self.root / ".dvc" / "tmp" / "sweep.lock")
         try:
-            with lock.acquire(timeout=0):
+            with FileLock(self.root / LOCK).acquire(timeout=0):
                 return self._run()
         except Timeout:
             raise InputError("another sweep is running in this checkout") from None
@@ -81,6 +84,7 @@ class SweepRunner:
         kind = "searching rates" if self.sweep.is_search else self.sweep.name
         kind += f", shard {self.sweep.shard}" if self.sweep.shard else ""
         say(f"{kind}: {len(trials)} experiments, {len(done)} of them done already")
+        write_json(self.root / STATE, {"name": self.sweep.name, "trials": list(trials)})
         if len(done) < len(trials):
             self._prepare_data()
         num_finished, next_look = -1, 0.0
@@ -204,6 +208,20 @@ class SweepRunner:
                     store.delete(self.root, run.run_id)
         store.write_members(self.root, parent, kind, chosen_ids, str(self.sweep.shard or ""))
         return parent
+
+
+def sweep_under_way(root: Path) -> tuple[str, str] | None:
+    """The name of the sweep that runs in this checkout, and how far it is, in words."""
+    if not (root / STATE).exists():
+        return None
+    with contextlib.suppress(Timeout), FileLock(root / LOCK).acquire(timeout=0):
+        return None
+    state = read_json(root / STATE)
+    num_done = len(Queue(root).finished() & set(state["trials"]))
+    return state["name"], (
+        f"the sweep {state['name']} is under way, with {num_done} of {len(state['trials'])} "
+        "experiments done; it is compared at its end"
+    )
 
 
 def say(text: str) -> None:
