@@ -183,7 +183,8 @@ def evaluate_notebook(settings: Settings) -> Result:
 
 def evaluate_native(settings: Settings, *, prepacked_weights: bool = True) -> Result:
     runtime = settings.runtime()
-    tokens = settings.some_tokens(max(settings.num_reviews, NUM_EVALUATED_NATIVE))
+    num_reviews = NUM_EVALUATED_NATIVE if prepacked_weights else NUM_EVALUATED
+    tokens = settings.some_tokens(max(settings.num_reviews, num_reviews))
     model = inputs.new_distilbert().to(runtime.device)
     speed = SpeedTable(prepacked_weights=prepacked_weights)
     predict_logits(model, inputs.made_up_tokens(32), runtime, speed)

@@ -1,5 +1,6 @@
 #!/bin/bash
-# All that needs a GPU, in under 8 minutes of one: tests, table, profile, whole epochs.
+# What a GPU is needed for: its tests, the table, the profile, whole epochs; each part is ended
+# after its share of 8 minutes.
 #   benchmarks/on_gpu.sh TOKENS_FOLDER OUTPUT_FOLDER [CHECKPOINT_FOLDER]
 # With a DistilBERT checkpoint the loss curves are those of fine-tuning, else of random weights.
 # It goes on after a part that fails and ends with exit status 1 if any did.
@@ -18,7 +19,8 @@ part() {  # name, limit in seconds, command
 }
 
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,power.limit --format=csv
-part tests 100 python3 -m pytest -m gpu -p no:cacheprovider tests/test_models.py tests/test_speed.py
+part tests 100 python3 -m pytest -m gpu -p no:cacheprovider \
+  tests/test_models.py tests/test_speed.py tests/test_training.py
 part full_run 120 python3 -m benchmarks.full_run --device cuda --tokens "$tokens" "${checkpoint[@]}" --output "$output"
 part profile 40 python3 -m benchmarks.step_profile --device cuda --tokens "$tokens/train.safetensors" \
   --output "$output"

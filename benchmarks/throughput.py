@@ -91,8 +91,8 @@ def run(arguments: argparse.Namespace) -> None:
     }
     for batch_size in arguments.batch_sizes:
         settings = settings_of(arguments, batch_size, on_cuda)
-        # Of what runs once, two batches in place of three.
-        few = settings.num_reviews if on_cuda else 2 * batch_size
+        # Of what runs once, one batch in place of three.
+        few = settings.num_reviews if on_cuda else batch_size
         fewer = dataclasses.replace(settings, num_reviews=few)
         names = list(train_cases(on_cuda=on_cuda))
         if batch_size == arguments.batch_sizes[0]:

@@ -2,7 +2,7 @@
 
 DVC removes a stage's outputs before it runs the stage, so what the stage itself refuses has cost
 them. All others come after this one. What it writes is always the same, so none of them runs
-again for it.
+again for it. What only data can tell, as a warm-up longer than the training, it does not see.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ OUTPUT = Path("data/params-checked")
 
 def main() -> None:
     config = load(CheckConfig)
-    # What each device has does not need PyTorch's import to be known.
+    # The other choices are everywhere, so PyTorch need not be imported to ask.
     if config.device == "cuda" or config.precision not in ("auto", "fp32"):
         choose_runtime(config.device, config.precision)
     with new_file(OUTPUT) as path:

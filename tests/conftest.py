@@ -210,7 +210,7 @@ def project(new_project: Callable[..., Project]) -> Project:
 @pytest.fixture(scope="session")
 def _tokenized(tmp_path_factory: pytest.TempPathFactory, bare_store: Path) -> Project:
     project = make_project(tmp_path_factory.mktemp("tokenized") / "project", store=bare_store)
-    for stage in ("download", "download_checkpoint", "split", "tokenize", "adapt"):
+    for stage in ("check_params", "download", "download_checkpoint", "split", "tokenize", "adapt"):
         project.stage(stage)
     return project
 

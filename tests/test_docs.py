@@ -94,6 +94,26 @@ def test_every_page_is_followed_by_a_test() -> None:
     assert {command.replace("waiting", "QUEUED") for command in NOT_RUN} <= found
 
 
+def test_the_readme_names_every_file_and_no_other() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("## Every file")[1]
+    named = set(re.findall("`([^`]+)`", readme))
+    files = [Path(line) for line in Project(ROOT).git("ls-files").splitlines()]
+    # By its path, or by the end of it that its part of the table calls for.
+    ends = {file: {"/".join(file.parts[i:]) for i in range(len(file.parts))} for file in files}
+    skipped = {"README.md", *(f"{file}" for file in files if file.suffix == ".png")}
+    unnamed = [
+        str(file)
+        for file in files
+        if not ends[file] & named
+        and str(file) not in skipped
+        and not file.is_relative_to("benchmarks/records")
+    ]
+    assert unnamed == []
+    there = {end for of_file in ends.values() for end in of_file}
+    gone = [n for n in named if re.fullmatch(r"[\w./-]+\.(py|md|sh|yaml|toml|jinja)", n)]
+    assert [name for name in gone if name not in there] == []
+
+
 @pytest.mark.slow
 def test_your_own_reviews(project: Project) -> None:
     project.change_params({"datasets.sample.num_reviews": 600})

@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from distiltune import InputError
-from distiltune import encoding as encoding_module
+from distiltune import chunks as chunks_module
 from distiltune.artifacts import DatasetInfo, TokenWriter, read_reviews, write_reviews
 from distiltune.batching import Tokens, batches, bucketed_batches, epoch_order, gather, read_tokens
 from distiltune.config import TokenizerRow
@@ -42,21 +42,21 @@ def number_tokenizer(special: bool = True) -> tokenizers.Tokenizer:
 
 
 def test_head_keeps_the_first_tokens() -> None:
-    ids, lengths, is_cut = Encoder(number_tokenizer(), 8, "head").encode(
+    encoded = Encoder(number_tokenizer(), 8, "head").encode(
         ["0 1 2", " ".join(map(str, range(20)))]
     )
-    assert lengths.tolist() == [5, 8]
-    assert is_cut.tolist() == [False, True]
-    assert ids.tolist() == [1000, 0, 1, 2, 1001, 1000, 0, 1, 2, 3, 4, 5, 1001]
+    assert encoded.lengths.tolist() == [5, 8]
+    assert encoded.is_cut.tolist() == [False, True]
+    assert encoded.ids.tolist() == [1000, 0, 1, 2, 1001, 1000, 0, 1, 2, 3, 4, 5, 1001]
 
 
 def test_head_tail_keeps_128_and_382_of_510() -> None:
     text = " ".join(map(str, range(900)))
-    ids, lengths, is_cut = Encoder(number_tokenizer(), 512, "head_tail").encode([text, "5 6"])
-    assert lengths.tolist() == [512, 4]
-    assert is_cut.tolist() == [True, False]
-    assert ids[:512].tolist() == [1000, *range(128), *range(900 - 382, 900), 1001]
-    assert ids[512:].tolist() == [1000, 5, 6, 1001]
+    encoded = Encoder(number_tokenizer(), 512, "head_tail").encode([text, "5 6"])
+    assert encoded.lengths.tolist() == [512, 4]
+    assert encoded.is_cut.tolist() == [True, False]
+    assert encoded.ids[:512].tolist() == [1000, *range(128), *range(900 - 382, 900), 1001]
+    assert encoded.ids[512:].tolist() == [1000, 5, 6, 1001]
 
 
 def test_head_tail_without_special_tokens() -> None:
@@ -105,22 +105,21 @@ def word_piece_tokenizer(pre_tokenizer: Any = None) -> tokenizers.Tokenizer:
 def test_looking_chunks_up_encodes_as_the_tokenizer_does(
     monkeypatch: pytest.MonkeyPatch, truncation: str, max_ids: int
 ) -> None:
-    monkeypatch.setattr(encoding_module, "MAX_CHUNK_IDS", max_ids)
+    monkeypatch.setattr(chunks_module, "MAX_CHUNK_IDS", max_ids)
     encoder = Encoder(word_piece_tokenizer(), 40, truncation)
     assert encoder.chunks is not None
     whole = Encoder(word_piece_tokenizer(Sequence([BertPreTokenizer()])), 40, truncation)
     assert whole.chunks is None
     for texts in (HARD_TEXTS, HARD_TEXTS[::-1], *([text] for text in HARD_TEXTS)):
-        ids, lengths, is_cut = encoder.encode(texts)
-        expected_ids, expected_lengths, expected_cut = whole.encode(texts)
-        assert is_cut.tolist() == expected_cut.tolist()
-        assert lengths.tolist() == expected_lengths.tolist()
-        assert ids.tolist() == expected_ids.tolist()
-        assert ids.dtype == np.int32
+        found, expected = encoder.encode(texts), whole.encode(texts)
+        assert found.is_cut.tolist() == expected.is_cut.tolist()
+        assert found.lengths.tolist() == expected.lengths.tolist()
+        assert found.ids.tolist() == expected.ids.tolist()
+        assert found.ids.dtype == np.int32
 
 
 def test_a_language_without_spaces_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding_module, "MAX_CHUNK_IDS", 1000)
+    monkeypatch.setattr(chunks_module, "MAX_CHUNK_IDS", 1000)
     encoder = Encoder(word_piece_tokenizer(), 512, "head")
     assert encoder.chunks is not None
     for i in range(50):
@@ -174,24 +173,24 @@ def test_a_trained_tokenizer_is_the_same_each_time_and_transformers_reads_it(
     assert saved[0] == saved[1]
     loaded = AutoTokenizer.from_pretrained(tmp_path / "first")
     assert loaded.pad_token_id == 0
-    ids, lengths, _ = Encoder(trained, 16, "head").encode(TEXTS)
+    encoded = Encoder(trained, 16, "head").encode(TEXTS)
     expected = [loaded(text, truncation=True, max_length=16)["input_ids"] for text in TEXTS]
     expected[3] = expected[3] or [1]  # a text with nothing in it is one unknown token
-    assert ids.tolist() == [i for row in expected for i in row]
-    assert lengths.tolist() == [len(row) for row in expected]
+    assert encoded.ids.tolist() == [i for row in expected for i in row]
+    assert encoded.lengths.tolist() == [len(row) for row in expected]
 
 
 def test_a_token_file_can_be_mapped_and_says_what_it_is(table: Path, tmp_path: Path) -> None:
     encoder = Encoder(number_tokenizer(), 8, "head")
     counts = encode_split(encoder, table, tmp_path / "t.safetensors")
     tokens = read_tokens(tmp_path / "t.safetensors")
-    ids, lengths, _ = encoder.encode(TEXTS)
-    assert tokens.ids.tolist() == ids.tolist()
-    assert tokens.lengths.tolist() == lengths.tolist()
+    encoded = encoder.encode(TEXTS)
+    assert tokens.ids.tolist() == encoded.ids.tolist()
+    assert tokens.lengths.tolist() == encoded.lengths.tolist()
     assert tokens.labels.tolist() == [0, 1, 0, 1, 1]
     assert (tokens.info, tokens.max_length, tokens.truncation) == (INFO, 8, "head")
     assert (tokens.ids.dtype, tokens.offsets.dtype) == (torch.int32, torch.int64)
-    assert counts == {"num_reviews": 5, "num_tokens": len(ids), "num_cut": 3}
+    assert counts == {"num_reviews": 5, "num_tokens": len(encoded.ids), "num_cut": 3}
 
 
 def test_a_cut_token_file_is_refused(table: Path, tmp_path: Path) -> None:

@@ -141,8 +141,8 @@ def trained(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     classifier = load_explainable(folders["tiny"])
     model = classifier.model.train().requires_grad_(True)
     texts, labels = reviews(6000, seed=2, is_plain=True)
-    ids, lengths, _ = classifier.encoder.encode(texts)
-    pieces = torch.from_numpy(ids).long().split(lengths.tolist())
+    encoded = classifier.encoder.encode(texts)
+    pieces = torch.from_numpy(encoded.ids).long().split(encoded.lengths.tolist())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     torch.manual_seed(0)
     for _ in range(2):
@@ -643,6 +643,8 @@ def test_a_damaged_model_is_one_line(
     ("arguments", "words"),
     [
         ((" \n ",), "the text is empty"),
+        # Before the model is looked for.
+        (("", "--model", "nowhere"), "the text is empty"),
         (("bad \udcff",), "the text is not UTF-8"),
         (("fine", "--class", "neutral"), "'neutral': the model's classes are negative, positive"),
         (("fine", "--html", "nowhere/page.html"), "--html: nowhere/page.html: must be a file in"),

@@ -54,7 +54,7 @@ def expected_logits(folder: Path) -> Any:
     trained = load_trained(folder)
     rows = []
     for text in TEXTS:
-        ids = torch.from_numpy(trained.encoder.encode([text])[0]).long()[None]
+        ids = torch.from_numpy(trained.encoder.encode([text]).ids).long()[None]
         with torch.inference_mode():
             rows.append(trained.model(ids, torch.ones_like(ids)).logits)
     return torch.cat(rows).numpy()
@@ -108,6 +108,7 @@ def test_the_folder_is_all_that_an_onnxruntime_program_needs(
 
     # And the code that its README shows.
     text = (folder / "README.md").read_text()
+    assert "taught to read the first 127 tokens, before the special one at its end." in text
     code = text[text.index("    import json") :].split("\n\n|")[0].splitlines()
     monkeypatch.chdir(folder)
     exec("\n".join(line[4:] for line in code).replace("A superb film.", TEXTS[1]), {})
@@ -138,6 +139,9 @@ def test_other_models_and_formats_agree(architecture: str, kind: str, tmp_path: 
     assert status == 0, errors
     assert "logits of 12 validation reviews" in output
     assert len(list(folder.iterdir())) == 7 and not (folder / "model.old").exists()
+    if architecture == "lstm":
+        both_ends = "taught to read the first 16 tokens and the last 48, special ones among them."
+        assert both_ends in (folder / "README.md").read_text()
     # As a user of the folder has it, with truncation.
     code = "import json, classify, pathlib, sys\n" \
         "model = classify.ExportedModel(pathlib.Path('.'))\n" \

@@ -140,9 +140,12 @@ def test_one_run_after_the_other(project: Project) -> None:
     folders = [project.root / name for name in ("data", "metrics")]
     kept = {file: file.stat().st_mtime_ns for folder in folders for file in folder.rglob("*")}
     checked = project.root / "data/params-checked"
-    for refused in ({"train.batch_size": 0}, {"device": "cpu", "precision": "fp16"}):
+    for command, refused in (
+        (("repro",), {"train.batch_size": 0}),
+        (("exp", "run", "-S", "precision=fp16"), {"device": "cpu"}),
+    ):
         project.change_params(refused)
-        output = project.dvc("repro", check=False)
+        output = project.dvc(*command, check=False)
         assert ran(output) == CHECK and output.count("\nerror: ") == 1, output
         assert [file for file in kept if not file.exists()] == [checked]
         project.git("checkout", "params.yaml")

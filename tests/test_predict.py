@@ -124,6 +124,13 @@ def test_texts_that_the_model_read_in_part_are_counted(trained: Project, tmp_pat
     said = f"than the model reads: of such a one the first {encoder.content} tokens count\n"
     assert predict(trained, just_all).errors == ""
     assert predict(trained, just_all, beyond).errors == f"1 text was longer {said}"
+    settings = trained.root / "data/model/run.json"
+    before = settings.read_text()
+    settings.write_text(json.dumps({**json.loads(before), "truncation": "head_tail"}))
+    both_ends = predict(trained, beyond).errors
+    settings.write_text(before)
+    first = encoder.content * 128 // 510
+    assert f"the first {first} and the last {encoder.content - first} tokens count" in both_ends
     pq.write_table(pa.table({"text": [beyond, just_all] * 50}), tmp_path / "given.parquet")
     answer = predict(
         trained, "--file", tmp_path / "given.parquet", "--output", tmp_path / "out.csv"

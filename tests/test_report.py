@@ -183,7 +183,7 @@ def test_runs_that_share_too_little_are_refused_by_name(name: str, value: str) -
     with pytest.raises(InputError, match="not comparable") as error:
         compare(runs)
     assert expected in str(error.value)
-    assert compare(runs, force=True).differences == (expected,)
+    assert [found.sentence for found in compare(runs, force=True).differences] == [expected]
 
 
 def test_a_condition_that_only_some_have_is_a_difference() -> None:
@@ -192,12 +192,25 @@ def test_a_condition_that_only_some_have_is_a_difference() -> None:
 
 
 def test_what_one_run_has_a_table_of_and_the_other_not_is_one_line() -> None:
-    table = {"adapt.epochs": "3", "adapt.seed_of": "1", "adapt.batch_size": "16"}
-    runs = [make_run("adam"), make_run("sgd", conditions={**table, "speed.new": "true"})]
-    assert compare(runs, force=True).differences == (
-        "adapt.epochs: not set (adam 1), 3 (sgd 1); so with 2 more of adapt",
-        "speed.new: not set (adam 1), true (sgd 1)",
-    )
+    table = {"adapt.epochs": "3", "adapt.batch_size": "16", "adapt.new": "1", "train.epochs": "9"}
+    runs = [
+        make_run("adam"),
+        make_run("sgd", conditions={**table, "adapt.weights_sha256": '"ab"'}),
+        make_run("lion", conditions={**table, "adapt.weights_sha256": '"cd"', "speed.new": "true"}),
+    ]
+    shown = [
+        "adapt.epochs: 3 (sgd 1, lion 1), not set (adam 1); likewise adapt.batch_size, adapt.new",
+        "train.epochs: 9 (sgd 1, lion 1), not set (adam 1)",
+        # What divides the runs otherwise is not hidden among them.
+        "adapt.weights_sha256: not set (adam 1), ab (sgd 1), cd (lion 1)",
+        "speed.new: not set (adam 1, sgd 1), true (lion 1)",
+    ]
+    with pytest.raises(InputError) as error:
+        compare(runs)
+    assert str(error.value).splitlines()[1:] == shown
+    forced = compare(runs, force=True)
+    assert all(line in format_table(forced) for line in shown)
+    assert len(to_json(forced)["differences"]) == 6
 
 
 def test_values_that_begin_alike_can_be_told_apart() -> None:

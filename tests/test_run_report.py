@@ -150,6 +150,10 @@ def test_pages_and_plots_of_real_runs(prepared: Project, monkeypatch: pytest.Mon
     status, _, errors = report(prepared, monkeypatch, "--experiment", "nobody")
     assert status == 1 and "'nobody' is no experiment, branch, tag or commit" in errors
 
+    # A row that the run is not of concerns it in no way.
+    prepared.change_params({"optimizers.sgd.learning_rate": 0.01})
+    assert report(prepared, monkeypatch)[2] == ""
+    prepared.git("checkout", "params.yaml")
     prepared.change_params({"optimizer": "lion"})
     status, _, errors = report(prepared, monkeypatch)
     assert status == 0

@@ -16,14 +16,13 @@ from typing import Any
 import mlflow
 import psutil
 import pytest
-from filelock import FileLock
 
 from distiltune import InputError, cli
-from distiltune.artifacts import write_json
 from distiltune.sweeping.plan import Planner
 from distiltune.sweeping.pruning import median_bars
 from distiltune.sweeping.queue import Queue, Task
-from distiltune.sweeping.sweep import LOCK, STATE, SweepRunner
+from distiltune.sweeping.sweep import SweepRunner
+from distiltune.sweeping.under_way import note, only_sweep
 from tests.conftest import Project, environment
 from tests.test_pipeline import runs_of, wait_for_queue
 from tests.test_predict import predict
@@ -84,7 +83,10 @@ def test_a_sweep_runs_what_is_missing_and_compares(project: Project) -> None:
 
     # The workspace is as it was, and once more there is nothing to do.
     assert project.git("status", "--porcelain", "--untracked-files=no") == ""
+    params = project.root / "params.yaml"
+    params.write_text(f"{params.read_text()}# a note\n")
     again = project.run(*command).stdout
+    assert "\nwith what is not committed in params.yaml\n" in again
     assert "2 experiments, 2 of them done already" in again
     assert experiments(project) == names and len(children(project)[1]) == 2
 
@@ -453,11 +455,26 @@ def test_a_worker_that_hangs_does_not_keep_a_dead_task(
 
 
 def test_one_sweep_at_a_time(project: Project) -> None:
-    planner = Planner(project.root, ["adam"], [1])
-    runner = SweepRunner(project.root, planner.sweep(), "distiltune", 1, planner.check_workspace)
-    lock = FileLock(project.root / ".dvc" / "tmp" / "sweep.lock")
-    with lock, pytest.raises(InputError, match="another sweep is running"):
-        runner.run()
+    with only_sweep(project.root):
+        answer = predict(project, "--optimizers", "adam,lion", command="sweep")
+    assert answer.message == "error: another sweep is running in this checkout"
+    assert experiments(project) == []
+
+
+def test_the_planner_takes_overrides_for_what_they_are(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ["tracking.experiment=elsewhere", "model=lstm", "params.yaml:train.epochs=1"]
+    planner = Planner(project.root, ["adam", "lion"], [1, 2], changes)
+    assert planner.params.tracking.experiment == "elsewhere"
+    name, _, rest = planner.describe().partition(": ")
+    assert name == planner.name
+    assert rest == "adam, lion x 2 seeds, lstm on sample" + "".join(f" -S {c}" for c in changes)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match="'cuda' was asked for, and PyTorch sees no CUDA device"):
+        Planner(project.root, ["adam"], [1], ["device=cuda"])
+    with pytest.raises(InputError, match=r"-S dataset='csv': write it into params\.yaml"):
+        Planner(project.root, ["adam"], [1], ["dataset='csv'"])
 
 
 @pytest.mark.parametrize(
@@ -527,14 +544,15 @@ def test_what_is_not_there_is_named(prepared: Project) -> None:
     ):
         answer = predict(prepared, *arguments, command="compare")
         assert words in answer.message
-    with FileLock(prepared.root / LOCK):
-        write_json(prepared.root / STATE, {"name": "mine", "trials": ["adam-1", "lion-1"]})
-        said = (
-            "the sweep mine is under way, with 0 of 2 experiments done; it is compared at its end"
-        )
-        assert predict(prepared, "mine", command="compare").message == f"error: {said}"
+    with only_sweep(prepared.root):
+        note(prepared.root, "mine", "searching rates", ["adam-1", "lion-1"])
+        said = "the sweep mine (searching rates) is under way: 0 of 2 experiments are done"
+        answer = predict(prepared, "mine", command="compare")
+        assert answer.message == f"error: {said}; it is compared once all of it has ended"
         both = predict(prepared, command="compare").errors.splitlines()
         assert both[0] == said and "there are no runs" in both[1]
+    # What a killed one has left is none.
+    note(prepared.root, "mine", "mine", ["adam-1"])
     assert "nor any other" in predict(prepared, "mine", command="compare").message
     # Who only looks leaves nothing behind.
     assert not (prepared.root / "mlflow.db").exists()

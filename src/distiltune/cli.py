@@ -23,11 +23,11 @@ def _command(name: str) -> Callable[[argparse.Namespace], None]:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     match name:
         case "sweep":
-            from distiltune.commands import run_sweep
+            from distiltune.commands.sweep import run_sweep
 
             return run_sweep
         case "compare":
-            from distiltune.commands import run_compare
+            from distiltune.commands.compare import run_compare
 
             return run_compare
         case "predict":
@@ -51,7 +51,7 @@ def _command(name: str) -> Callable[[argparse.Namespace], None]:
 
             return run_ui
         case _:
-            from distiltune.commands import run_sync
+            from distiltune.commands.sync import run_sync
 
             return run_sync
 

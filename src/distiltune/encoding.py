@@ -1,34 +1,27 @@
 """Turns reviews into token ids: a checkpoint's tokenizer, or one trained on the data."""
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import tokenizers
 from tokenizers import normalizers, pre_tokenizers, processors
-from tokenizers.models import BPE, WordLevel, WordPiece
+from tokenizers.models import BPE, WordLevel
 from tokenizers.trainers import BpeTrainer, WordLevelTrainer
 
 from distiltune import InputError
 from distiltune.artifacts import TokenWriter, read_batches, read_info, read_json
+from distiltune.chunks import Chunks, Flags, Ids, Lengths, splits_at_spaces
 from distiltune.config import TokenizerRow
 
 # Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?", keep the first 128
 # and the last 382 of 510 tokens; other lengths are divided in the same proportion.
 HEAD_TOKENS, ALL_TOKENS = 128, 510
 PROBE = "Any words, and one that no vocabulary has: \U0010fffd"
-Ids = np.ndarray[Any, np.dtype[np.int32]]
-Lengths = np.ndarray[Any, np.dtype[np.int64]]
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
-# Over so many ids of different chunks the memory of them is emptied. Ids and not chunks are
-# counted, because a language without spaces has chunks of any length.
-MAX_CHUNK_IDS = 1_000_000
 # Their first position is the one after the padding id.
 POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[SEP]"
@@ -136,6 +129,15 @@ def load_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Texts as token ids."""
+
+    ids: Ids  # of all texts, one after the other, (num_tokens,)
+    lengths: Lengths  # (num_texts,), in tokens, special ones included
+    is_cut: Flags  # (num_texts,), whether it was longer than what is kept
+
+
 class Encoder:
     """Encodes texts, all cores at work, with the truncation that the params name.
 
@@ -153,20 +155,29 @@ class Encoder:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.truncation = truncation
-        content = max_length - num_special
-        self.head = content * HEAD_TOKENS // ALL_TOKENS + num_special // 2
-        self.content = content
-        self.chunks = _Chunks(tokenizer) if _splits_at_spaces(tokenizer) else None
+        # Of a longer text, special tokens aside: what is kept, and of it what from the start.
+        self.content = max_length - num_special
+        self.head_content = self.content
+        if truncation == "head_tail":
+            self.head_content = self.content * HEAD_TOKENS // ALL_TOKENS
+        self.head = self.head_content + num_special // 2
+        self.chunks = Chunks(tokenizer) if splits_at_spaces(tokenizer) else None
         unknown = tokenizer.token_to_id(UNKNOWN)
         # Stands for a text of which the tokenizer keeps nothing, as of lone control characters.
         self.nothing = np.array([0 if unknown is None else unknown], dtype=np.int32)
 
-    def encode(self, texts: list[str]) -> "Encoded":
+    def encode(self, texts: list[str]) -> Encoded:
         """Encode one text or more."""
         if self.chunks is None:
             encodings = self.tokenizer.encode_batch_fast(texts)
             rows = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
-            is_cut = np.array([bool(encoding.overflowing) for encoding in encodings])
+            # The rest of a text is copied for the asking, so only of those that may have one.
+            is_cut = np.array(
+                [
+                    len(ids) == self.max_length and bool(encoding.overflowing)
+                    for ids, encoding in zip(rows, encodings, strict=True)
+                ]
+            )
         else:
             kept = self.content if self.truncation == "head" else None
             rows, is_cut = self.chunks.encode(texts, kept)
@@ -179,87 +190,6 @@ class Encoder:
                 rows[i] = self.nothing
         lengths = np.array([len(ids) for ids in rows], dtype=np.int64)
         return Encoded(ids=np.concatenate(rows), lengths=lengths, is_cut=is_cut)
-
-
-class Encoded(NamedTuple):
-    """Texts as token ids."""
-
-    ids: Ids  # of all texts, one after the other, (num_tokens,)
-    lengths: Lengths  # (num_texts,), in tokens, special ones included
-    is_cut: Flags  # (num_texts,), whether it was longer than what is kept
-
-
-class _Chunks:
-    """Encodes texts by what stands between spaces, each different chunk once.
-
-    Reviews are made of few different chunks, so looking them up takes a fraction of
-    normalising and cutting every word anew. Exact where a tokenizer never looks across
-    a space (`_splits_at_spaces`); the chunks are encoded by the tokenizer itself.
-    """
-
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
-        tokenizer.no_truncation()
-        self.tokenizer = tokenizer
-        # What the tokenizer puts before and after the ids of a text.
-        inner = tokenizer.encode("a", add_special_tokens=False).ids
-        whole = tokenizer.encode("a").ids
-        start = whole.index(inner[0])
-        self.before = np.array(whole[:start], dtype=np.int32)
-        self.after = np.array(whole[start + len(inner) :], dtype=np.int32)
-        self._forget()
-
-    def _forget(self) -> None:
-        self.numbers: dict[str, int] = {}
-        self.ids: Ids = np.empty(0, dtype=np.int32)  # of all chunks, one after the other
-        self.ends: Lengths = np.zeros(1, dtype=np.int64)  # of chunk i, in place i + 1
-
-    def encode(self, texts: list[str], max_content: int | None) -> tuple[list[Ids], Flags]:
-        """Ids of each text, of its content the first `max_content` alone, and if it has more."""
-        chunked = pc.split_pattern(pa.array(texts, pa.large_string()), " ")
-        different = chunked.flatten().dictionary_encode()
-        # (num_chunks,) of all texts, then where each has its ids.
-        numbers = self._numbers(different.dictionary.to_pylist())[different.indices.to_numpy()]
-        starts, lengths = self.ends[numbers], self.ends[numbers + 1] - self.ends[numbers]
-        ends = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.arange(ends[-1]) + np.repeat(starts - ends[:-1], lengths)
-        content = self.ids[places]
-        bounds = ends[chunked.offsets.to_numpy()]
-        rows = []
-        for start, end in itertools.pairwise(bounds.tolist()):
-            kept = end if max_content is None else min(end, start + max_content)
-            rows.append(np.concatenate([self.before, content[start:kept], self.after]))
-        sizes = np.diff(bounds)
-        is_cut = np.zeros(len(rows), np.bool_) if max_content is None else sizes > max_content
-        return rows, is_cut
-
-    def _numbers(self, chunks: list[str]) -> Lengths:
-        """The number of each chunk, new ones encoded."""
-        if len(self.ids) > MAX_CHUNK_IDS:
-            self._forget()
-        missing = [chunk for chunk in chunks if chunk not in self.numbers]
-        encodings = self.tokenizer.encode_batch_fast(missing, add_special_tokens=False)
-        found = [encoding.ids for encoding in encodings]
-        self.numbers.update(zip(missing, itertools.count(len(self.numbers))))
-        new_ids = np.fromiter(itertools.chain.from_iterable(found), dtype=np.int32)
-        new_ends = self.ends[-1] + np.cumsum([len(ids) for ids in found], dtype=np.int64)
-        self.ids = np.concatenate([self.ids, new_ids])
-        self.ends = np.concatenate([self.ends, new_ends])
-        return np.array([self.numbers[chunk] for chunk in chunks], dtype=np.int64)
-
-
-def _splits_at_spaces(tokenizer: tokenizers.Tokenizer) -> bool:
-    """Whether encoding the parts between spaces is encoding the whole, as with BERT's.
-
-    Its normaliser looks at single characters, its pre-tokenizer drops white space, and
-    none of the added tokens reaches across a space.
-    """
-    added = tokenizer.get_added_tokens_decoder().values()
-    return (
-        isinstance(tokenizer.normalizer, normalizers.BertNormalizer)
-        and isinstance(tokenizer.pre_tokenizer, pre_tokenizers.BertPreTokenizer)
-        and isinstance(tokenizer.model, WordPiece)
-        and not any(t.lstrip or t.rstrip or t.single_word or " " in t.content for t in added)
-    )
 
 
 def encode_split(encoder: Encoder, table: Path, output: Path) -> dict[str, int]:
@@ -279,11 +209,11 @@ def encode_split(encoder: Encoder, table: Path, output: Path) -> dict[str, int]:
     digest = hashlib.sha256()
     for texts, labels in _batches(table):
         digest.update("\0".join([*texts, ""]).encode())
-        ids, lengths, is_cut = encoder.encode(texts)
-        writer.write(ids, lengths, np.array(labels, dtype=np.int64))
-        counts["num_reviews"] += len(lengths)
-        counts["num_tokens"] += len(ids)
-        counts["num_cut"] += int(is_cut.sum())
+        encoded = encoder.encode(texts)
+        writer.write(encoded.ids, encoded.lengths, np.array(labels, dtype=np.int64))
+        counts["num_reviews"] += len(encoded.lengths)
+        counts["num_tokens"] += len(encoded.ids)
+        counts["num_cut"] += int(encoded.is_cut.sum())
     digest.update(np.concatenate(writer.labels).tobytes())
     info = read_info(table)
     writer.close(

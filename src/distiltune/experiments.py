@@ -1,9 +1,29 @@
 """Files of DVC's experiments and of commits, from git and DVC's cache."""
 
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
 from distiltune import InputError
+
+# What runs change in a checkout by themselves.
+RESULTS = ("dvc.lock", "metrics/")
+
+
+def uncommitted(root: Path) -> list[str]:
+    """The files that git tracks and that differ from the last commit, results aside.
+
+    Raises:
+        InputError: git cannot tell.
+    """
+    command = ["git", "diff", "--name-only", "-z", "HEAD"]
+    result = subprocess.run(  # noqa: S603 (no shell; constant arguments)
+        command, cwd=root, capture_output=True, text=True, check=False
+    )
+    if result.returncode:
+        raise InputError(f"{' '.join(command)}: {result.stderr.strip()}")
+    paths = result.stdout.split("\0")[:-1]
+    return sorted(path for path in paths if not path.startswith(RESULTS))
 
 
 def get_files(root: Path, name: str, wanted: Mapping[str, str], folder: Path) -> str:

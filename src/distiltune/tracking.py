@@ -1,8 +1,8 @@
 """The MLflow mirror: files are the truth, a run in MLflow shows them.
 
-Nothing else logs to it (serving.py is what MLflow runs). A stage writes what is to be
-logged into an outbox, and a thread sends that. Where MLflow is away, slow or full the stage
-goes on all the same; what could not be sent by its end is sent by whoever comes next.
+No other module logs a stage's run; store.py ties the runs of a sweep together. A stage writes what
+is to be logged into an outbox, and a thread sends that. Where MLflow is away, slow or full the
+stage goes on all the same; what could not be sent by its end is sent by whoever comes next.
 """
 
 import contextlib

@@ -58,9 +58,9 @@ def read_adaptation_reviews(
         num_unlabelled += len(new)
         num_known += len(texts) - len(new)
         if new:
-            found, found_lengths, _ = encoder.encode(new)
-            ids.append(torch.from_numpy(found))
-            lengths.append(torch.from_numpy(found_lengths))
+            encoded = encoder.encode(new)
+            ids.append(torch.from_numpy(encoded.ids))
+            lengths.append(torch.from_numpy(encoded.lengths))
     all_lengths = torch.cat(lengths)
     reviews = replace(
         train,

@@ -50,6 +50,19 @@ class VariantSummary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A condition that runs must share, and do not."""
+
+    name: str
+    values: tuple[tuple[str, tuple[str, ...]], ...]  # each with its runs, the most common first
+
+    @property
+    def sentence(self) -> str:
+        parts = (f"{_short(value)} ({_few(labels)})" for value, labels in self.values)
+        return f"{self.name}: {', '.join(parts)}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Variants on the same data; `differences` is empty unless they were forced together."""
 
@@ -58,7 +71,7 @@ class Comparison:
     pairs: tuple[Pair, ...]  # none of one variant, or on different test reviews
     target: float  # validation accuracy
     num_reviews: int
-    differences: tuple[str, ...]
+    differences: tuple[Difference, ...]
     notes: tuple[str, ...]
     tried_rates: tuple[TriedRate, ...] = ()  # from which the variants' rates were chosen
 
@@ -94,7 +107,7 @@ def compare(
     if differences and not force:
         raise InputError(
             "\n".join(
-                ["these runs are not comparable (--force compares them still):", *differences]
+                ["these runs are not comparable (--force compares them still):", *fold(differences)]
             )
         )
     every = [run for group in grouped.values() for run in group]
@@ -169,27 +182,39 @@ def _by_variant(runs: Sequence[Run]) -> tuple[dict[str, tuple[Run, ...]], list[s
     return {name: tuple(group[s] for s in sorted(group)) for name, group in grouped.items()}, notes
 
 
-def _differences(grouped: Mapping[str, tuple[Run, ...]]) -> Iterable[str]:
-    """What the runs do not share and must, a line for each condition.
-
-    Those of one table that divide the runs alike, as all of `adapt` does where one run was adapted
-    and another was not, share a line.
-    """
+def _differences(grouped: Mapping[str, tuple[Run, ...]]) -> Iterable[Difference]:
+    """What the runs do not share and must."""
     labelled = [(f"{name} {run.seed}", run) for name, group in grouped.items() for run in group]
     names = dict.fromkeys(key for _, run in labelled for key in run.conditions)
-    alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for name in names:
         by_value: dict[str, list[str]] = {}
         for label, run in labelled:
             by_value.setdefault(run.conditions.get(name, NOT_SET), []).append(label)
         if len(by_value) > 1:
-            found = sorted(by_value.items(), key=lambda item: -len(item[1]))
-            parts = [f"{_short(value)} ({_few(labels)})" for value, labels in found]
-            table = name.partition(".")[0] if NOT_SET in by_value else name
-            lines = alike.setdefault((table, tuple(by_value.get(NOT_SET, ()))), [])
-            lines.append(f"{name}: {', '.join(parts)}")
-    for (table, _), (first, *others) in alike.items():
-        yield first + (f"; so with {len(others)} more of {table}" if others else "")
+            values = sorted(by_value.items(), key=lambda item: -len(item[1]))
+            yield Difference(
+                name=name, values=tuple((value, tuple(labels)) for value, labels in values)
+            )
+
+
+def fold(differences: Iterable[Difference]) -> list[str]:
+    """A line for each, but one for those of a table that the same runs lack.
+
+    So all of `adapt` share a line where one run was adapted and another was not. Those that divide
+    the runs otherwise, as two adaptations with different results, have their own.
+    """
+    alike: dict[object, list[Difference]] = {}
+    for difference in differences:
+        values = dict(difference.values)
+        runs = frozenset(values.values())
+        table = difference.name.partition(".")[0]
+        alike.setdefault((table, runs) if NOT_SET in values else difference.name, []).append(
+            difference
+        )
+    return [
+        first.sentence + (f"; likewise {', '.join(other.name for other in others)}" * bool(others))
+        for first, *others in alike.values()
+    ]
 
 
 def _short(value: str) -> str:
@@ -204,7 +229,7 @@ def _are_together(runs: Sequence[Run]) -> bool:
     return any(second[0] < first[1] for first, second in pairwise(spans))
 
 
-def _few(labels: list[str]) -> str:
+def _few(labels: Sequence[str]) -> str:
     more = f" and {len(labels) - 3} more" if len(labels) > 3 else ""
     return ", ".join(labels[:3]) + more
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distiltune.artifacts import new_folder, replaceable_folder, write_csv, write_json
-from distiltune.comparison.comparing import Comparison
+from distiltune.comparison.comparing import Comparison, fold
 from distiltune.comparison.figures import write_figures
 from distiltune.comparison.page import render_page
 from distiltune.comparison.tables import MISSING, percent, terminal_tables
@@ -34,7 +34,7 @@ def format_table(comparison: Comparison) -> str:
     if comparison.notes:
         blocks.append(_list("Notes:", comparison.notes))
     if comparison.differences:
-        blocks.append(_list("NOT COMPARABLE, forced:", comparison.differences))
+        blocks.append(_list("NOT COMPARABLE, forced:", fold(comparison.differences)))
     return "\n\n".join("\n".join(lines) for lines in blocks)
 
 
@@ -49,7 +49,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "target": comparison.target,
         "num_reviews": comparison.num_reviews,
         "forced": bool(comparison.differences),
-        "differences": comparison.differences,
+        "differences": [difference.sentence for difference in comparison.differences],
         "notes": comparison.notes,
         "tried_rates": [asdict(tried) for tried in comparison.tried_rates],
         "runs": [

@@ -2,7 +2,7 @@
 
 A field's annotation names the param it comes from, with the active row of a table
 written as in `dvc.yaml` (`optimizers.${optimizer}`). So a stage cannot read a param
-that DVC does not track for it; a test compares the two.
+that DVC does not track for it; a test compares the two. (`check-params` depends on the file.)
 """
 
 import math

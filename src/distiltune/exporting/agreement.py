@@ -66,9 +66,9 @@ def compute_reference(trained: TrainedModel, root: Path) -> Reference:
         InputError: its logits are no finite numbers.
     """
     texts, kind = read_texts(root)
-    ids, lengths, _ = trained.encoder.encode(texts)
+    encoded = trained.encoder.encode(texts)
     rows = []
-    for one in torch.from_numpy(ids).long().split(lengths.tolist()):
+    for one in torch.from_numpy(encoded.ids).long().split(encoded.lengths.tolist()):
         mask = torch.ones_like(one)
         rows.append(trained.model(input_ids=one[None], attention_mask=mask[None]).logits)
     logits = torch.cat(rows).float().numpy()
@@ -77,7 +77,7 @@ def compute_reference(trained: TrainedModel, root: Path) -> Reference:
             f"{trained.folder}: the model's output is no finite number; its weights are damaged, "
             "or its training diverged"
         )
-    return Reference(texts=texts, kind=kind, lengths=lengths.tolist(), logits=logits)
+    return Reference(texts=texts, kind=kind, lengths=encoded.lengths.tolist(), logits=logits)
 
 
 def check_agreement(folder: Path, reference: Reference) -> Agreement:

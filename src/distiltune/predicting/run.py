@@ -103,10 +103,13 @@ def _say_what_was_cut(classifier: "ReviewClassifier") -> None:
     if not classifier.num_cut:
         return
     encoder = classifier.encoder
-    parts = "the first" if encoder.truncation == "head" else "the first and the last"
+    num_last = encoder.content - encoder.head_content
+    parts = f"the first {encoder.head_content:,}"
+    if num_last:
+        parts += f" and the last {num_last:,}"
     print(
         f"{classifier.num_cut:,} {'text was' if classifier.num_cut == 1 else 'texts were'} longer "
-        f"than the model reads: of such a one {parts} {encoder.content:,} tokens count",
+        f"than the model reads: of such a one {parts} tokens count",
         file=sys.stderr, flush=True,
     )  # fmt: skip
 

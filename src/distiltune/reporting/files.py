@@ -11,7 +11,7 @@ import yaml
 
 from distiltune import InputError
 from distiltune.artifacts import RUN_FILE, SUMMARY_FILE
-from distiltune.experiments import get_files
+from distiltune.experiments import get_files, uncommitted
 from distiltune.training.history import EPOCHS_FILE, STEPS_FILE
 
 LOCK_FILE = "dvc.lock"
@@ -28,8 +28,6 @@ FILES = {
     **{name: (f"data/plots/{name}", "evaluate") for name in PICTURES},
     LOCK_FILE: (LOCK_FILE, "evaluate"),
 }
-# What runs change in a checkout by themselves.
-RESULTS = (LOCK_FILE, "metrics/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +58,13 @@ def copy_workspace(root: Path, folder: Path) -> Origin:
     with _dvc(root) as repository:
         status = repository.status(targets=["evaluate"], with_deps=True)
         # What is wrong with a stage comes before what that does to those behind it.
+        # It looks at all of params.yaml, and what it writes says nothing of a run.
+        status.pop("check-params", None)
         order = list(yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"])
         stages = sorted(status, key=lambda stage: order.index(stage.partition("@")[0]))
         warnings = _check_status({stage: status[stage] for stage in stages})
         commit = repository.get_rev()
-        staged, unstaged, _ = repository.scm.status(untracked_files="no")
-    changed = {path for paths in staged.values() for path in paths} | set(unstaged)
-    own = sorted(path for path in changed if not path.startswith(RESULTS))
-    if own:
+    if own := uncommitted(root):
         commit = f"{commit}, and changes that are not committed in {', '.join(own)}"
     return Origin(source="the files of this checkout", commit=commit, warnings=tuple(warnings))
 

@@ -98,11 +98,13 @@ class Planner:
         for override in overrides:
             if "=" not in override:
                 raise InputError(f"-S {override}: must be KEY=VALUE")
-            key = override.partition("=")[0].removeprefix("params.yaml:").strip("+~")
+            key, _, value = override.removeprefix("params.yaml:").partition("=")
+            key = key.strip("+~")
             if key in ("optimizer", "seed") or (num_rates and key.endswith(".learning_rate")):
                 raise InputError(f"-S {override}: the sweep sets this itself")
             check_key(params, key, override)
-            if override.endswith("dataset=csv") or key.startswith("datasets.csv"):
+            is_csv = key == "dataset" and value.strip("'\"") == "csv"
+            if is_csv or key.startswith("datasets.csv"):
                 raise InputError(f"-S {override}: write it into params.yaml, for a sweep")
         self.params = params_with(root, overrides) if overrides else params
         if num_rates == 1:
@@ -121,7 +123,7 @@ class Planner:
         self.rows = params.optimizers
         self.root = root
         # What `compare` would refuse to compare: results of another device or version.
-        self._device = choose_runtime(params.device, params.precision).description
+        self._device = choose_runtime(self.params.device, self.params.precision).description
         self._shared = self._settings(params)
         search = [num_rates, span, *(["pruned"] if prunes else [])] if num_rates else []
         names = [trial.name for trial in self._trials({})]
@@ -161,7 +163,8 @@ class Planner:
             del everything[key]
         pipeline = self.root / "dvc.yaml"
         stages = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"]
-        code = {stage: code_digest(stage, pipeline) for stage in stages}
+        # What only refuses has no part in a result.
+        code = {s: code_digest(s, pipeline) for s in stages if s != "check-params"}
         files = params.datasets.csv.paths if params.dataset == "csv" else ()
         data = [sha256_of(self.root / file) for file in files if (self.root / file).is_file()]
         versions = [importlib.metadata.version(name) for name in ("torch", "transformers")]

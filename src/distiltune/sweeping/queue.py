@@ -54,10 +54,6 @@ class Queue:
         # refs/exps/COMMIT/COMMIT/NAME; the others are DVC's own.
         return {ref.split("/", 4)[4] for ref in refs if re.match(r"refs/exps/\w\w/\w{38}/", ref)}
 
-    def uncommitted(self) -> list[str]:
-        """The files that git tracks and that differ from the last commit."""
-        return self._git("diff", "--name-only", "HEAD").splitlines()
-
     def tasks(self) -> dict[str, Task]:
         """The queue's tasks by name; of two with one name the one that is not over."""
         found: dict[str, Task] = {}

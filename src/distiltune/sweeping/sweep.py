@@ -1,26 +1,21 @@
 """Runs a sweep through DVC's queue, and mirrors it in MLflow."""
 
-import contextlib
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from distiltune import InputError, store
-from distiltune.artifacts import read_json, write_json
+from distiltune import store
+from distiltune.runtime import warn
 from distiltune.sweeping.plan import Sweep, Trial
 from distiltune.sweeping.queue import Queue
+from distiltune.sweeping.under_way import note
 
 POLL_SECONDS = 5.0
 SECONDS_BETWEEN_LOOKS = 20.0  # at the queue, which costs more than to see what is done
 SECONDS_BETWEEN_LINES = 30.0
 MAX_ATTEMPTS = 2
-# Held by a sweep as long as it runs; what it consists of.
-LOCK, STATE = Path(".dvc/tmp/sweep.lock"), Path(".dvc/tmp/sweep.json")
 # What `train` says where the rate is too high.
 DIVERGED = "error: the loss is"
 
@@ -56,6 +51,7 @@ class SweepRunner:
         self._seen_running: dict[str, float] = {}
         self._durations: list[float] = []
         self._next_line = 0.0
+        self._shown: tuple[int, int, int] | None = None  # done, running, failed
 
     @property
     def num_diverged(self) -> int:
@@ -69,22 +65,14 @@ class SweepRunner:
             The trials that have results.
 
         Raises:
-            InputError: DVC refuses, and why; or the workspace has changed, or another
-                sweep runs in this checkout.
+            InputError: DVC refuses, and why; or the workspace has changed.
         """
-        try:
-            with FileLock(self.root / LOCK).acquire(timeout=0):
-                return self._run()
-        except Timeout:
-            raise InputError("another sweep is running in this checkout") from None
-
-    def _run(self) -> list[Trial]:
         trials = {trial.name: trial for trial in self.sweep.trials}
-        done = self.queue.finished() & trials.keys()
         kind = "searching rates" if self.sweep.is_search else self.sweep.name
         kind += f", shard {self.sweep.shard}" if self.sweep.shard else ""
+        note(self.root, self.sweep.name, kind, trials)
+        done = self.queue.finished() & trials.keys()
         say(f"{kind}: {len(trials)} experiments, {len(done)} of them done already")
-        write_json(self.root / STATE, {"name": self.sweep.name, "trials": list(trials)})
         if len(done) < len(trials):
             self._prepare_data()
         num_finished, next_look = -1, 0.0
@@ -95,9 +83,10 @@ class SweepRunner:
             if not missing:
                 break
             if len(finished) != num_finished or time.monotonic() >= next_look:
-                self._take_up(missing, trials)
+                has_queued = self._take_up(missing, trials)
                 num_finished = len(finished)
-                next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
+                # What was queued begins within seconds.
+                next_look = time.monotonic() + (0 if has_queued else SECONDS_BETWEEN_LOOKS)
             self._progress(len(trials), len(finished))
             time.sleep(POLL_SECONDS)
         for name, reason in self.failed.items():
@@ -105,7 +94,7 @@ class SweepRunner:
         return [trial for name, trial in trials.items() if name in finished]
 
     def _prepare_data(self) -> None:
-        """Run the stages before `train` once, so that no two workers do."""
+        """Run the stages that make the data once, so that no two workers do."""
         options = [part for override in self.sweep.data_overrides for part in ("-S", override)]
         say("preparing the data")
         # In a copy of its own, so that the workspace stays as it is; under a name of its own,
@@ -117,8 +106,12 @@ class SweepRunner:
             if name.startswith(prefix):
                 self.queue.dvc("exp", "remove", name, check=False)
 
-    def _take_up(self, missing: Sequence[str], trials: dict[str, Trial]) -> None:
-        """Queue what is nowhere, clear away what is dead, and see to the workers."""
+    def _take_up(self, missing: Sequence[str], trials: dict[str, Trial]) -> bool:
+        """Queue what is nowhere, clear away what is dead, and see to the workers.
+
+        Returns:
+            Whether anything was queued.
+        """
         tasks = self.queue.tasks()
         finished = self.queue.finished()
         to_queue = []
@@ -153,22 +146,24 @@ class SweepRunner:
         is_waiting = any(task.status == "Queued" for task in tasks.values())
         if to_queue or (is_waiting and self.queue.num_workers() < self.num_workers):
             self.queue.start(self.num_workers)
+        return bool(to_queue)
 
     def _note_durations(self, finished: set[str]) -> None:
         for name in finished & self._seen_running.keys():
             self._durations.append(time.monotonic() - self._seen_running.pop(name))
 
     def _progress(self, num_trials: int, num_done: int) -> None:
-        if time.monotonic() < self._next_line:
+        running = len(self._seen_running.keys() - self.failed.keys())
+        state = (num_done, running, len(self.failed))
+        if state == self._shown and time.monotonic() < self._next_line:
             return
-        self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+        self._shown, self._next_line = state, time.monotonic() + SECONDS_BETWEEN_LINES
         left = ""
         num_missing = num_trials - num_done - len(self.failed)
         if self._durations:
             rounds = num_missing / self.num_workers
             left = f", about {_minutes(statistics.median(self._durations) * rounds)} left"
         failed = f", {len(self.failed)} failed" if self.failed else ""
-        running = len(self._seen_running.keys() - self.failed.keys())
         say(f"{num_done} of {num_trials} done, {running} running{failed}{left}")
 
     def mirror(self, weights: Mapping[str, str]) -> str:
@@ -197,7 +192,7 @@ class SweepRunner:
             chosen = next((run for run in reversed(whole) if run in own), None)
             chosen = chosen or (whole[-1] if whole else None)
             if chosen is None:
-                print(f"warning: {name} has no run in MLflow; DVC has its results", file=sys.stderr)
+                warn(f"{name} has no run in MLflow; DVC has its results")
                 continue
             chosen_ids[name] = chosen.run_id
             store.adopt(self.root, chosen, parent, self.sweep.name, kind)
@@ -208,20 +203,6 @@ class SweepRunner:
                     store.delete(self.root, run.run_id)
         store.write_members(self.root, parent, kind, chosen_ids, str(self.sweep.shard or ""))
         return parent
-
-
-def sweep_under_way(root: Path) -> tuple[str, str] | None:
-    """The name of the sweep that runs in this checkout, and how far it is, in words."""
-    if not (root / STATE).exists():
-        return None
-    with contextlib.suppress(Timeout), FileLock(root / LOCK).acquire(timeout=0):
-        return None
-    state = read_json(root / STATE)
-    num_done = len(Queue(root).finished() & set(state["trials"]))
-    return state["name"], (
-        f"the sweep {state['name']} is under way, with {num_done} of {len(state['trials'])} "
-        "experiments done; it is compared at its end"
-    )
 
 
 def say(text: str) -> None:

@@ -1,0 +1,1 @@
+"""What the commands of `distiltune` do that need several parts of the package."""
