@@ -173,6 +173,9 @@ def test_a_mistake_gets_one_line_that_names_it(
     lines = str(caught.value).splitlines()
     matching = [line for line in lines if all(word in line for word in words)]
     assert len(matching) == 1, lines
+    # A misspelt key is one mistake, not an unknown and a missing one.
+    if "did you mean" in matching[0]:
+        assert not [line for line in lines if line.endswith("is missing")], lines
     assert matching[0].startswith(str(path))
 
 

@@ -108,7 +108,7 @@ def test_the_folder_is_all_that_an_onnxruntime_program_needs(
 
     # And the code that its README shows.
     text = (folder / "README.md").read_text()
-    assert "taught to read the first 127 tokens, before the special one at its end." in text
+    assert "taught to read the start alone, 128 tokens with the special ones." in text
     code = text[text.index("    import json") :].split("\n\n|")[0].splitlines()
     monkeypatch.chdir(folder)
     exec("\n".join(line[4:] for line in code).replace("A superb film.", TEXTS[1]), {})

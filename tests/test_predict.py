@@ -118,10 +118,29 @@ def test_texts_get_label_and_probability_as_from_the_pipeline_of_transformers(
     assert piped.output == answer.output
 
 
+def test_a_model_of_other_settings_than_the_params_is_told(trained: Project) -> None:
+    params = trained.root / "params.yaml"
+    before = params.read_text()
+    try:
+        trained.change_params({"optimizer": "lion"})
+        answer = predict(trained, GOOD)
+        assert answer.status == 0 and len(answer.output.splitlines()) == 1
+        warning = (
+            "is an earlier model, of other settings than those of params.yaml (optimizer: adam, "
+        )
+        assert warning + "not lion); `dvc repro` trains that one\n" in answer.errors
+        assert predict(trained, GOOD, "--model", "data/model").errors == ""
+        params.write_text("no params")
+        assert predict(trained, GOOD).status == 0
+    finally:
+        params.write_text(before)
+
+
 def test_texts_that_the_model_read_in_part_are_counted(trained: Project, tmp_path: Path) -> None:
     encoder = ReviewClassifier(trained.root / "data/model").encoder
     beyond, just_all = ". " * (encoder.content + 1), ". " * encoder.content
-    said = f"than the model reads: of such a one the first {encoder.content} tokens count\n"
+    said = f"than the model reads: of such a one the first {encoder.content} tokens count "
+    said += f"({encoder.max_length} with the special ones)\n"
     assert predict(trained, just_all).errors == ""
     assert predict(trained, just_all, beyond).errors == f"1 text was longer {said}"
     settings = trained.root / "data/model/run.json"

@@ -456,8 +456,12 @@ def test_a_worker_that_hangs_does_not_keep_a_dead_task(
 
 def test_one_sweep_at_a_time(project: Project) -> None:
     with only_sweep(project.root):
+        note(project.root, "mine", "mine, shard 1/2", ["adam-1"])
         answer = predict(project, "--optimizers", "adam,lion", command="sweep")
-    assert answer.message == "error: another sweep is running in this checkout"
+    assert answer.message == (
+        "error: the sweep mine, shard 1/2 is under way: 0 of 1 experiments are done; there is one "
+        "at a time in a checkout"
+    )
     assert experiments(project) == []
 
 

@@ -299,7 +299,8 @@ def test_two_checkouts_share_a_sweep_and_one_report_is_over_all(
                 for project, line in ((shared, first), (other, second))
             ]
         ]  # fmt: skip
-        name, *_ = re.findall(r"^(sweep-\w+), shard 1/2: 2 experiments, 0 of them", outputs[0])
+        begin = r"^(sweep-\w+), shard 1/2: 2 experiments, 0 of them"
+        name, *_ = re.findall(begin, outputs[0], re.MULTILINE)
         assert f"{name}, shard 2/2: 2 experiments, 0 of them done already" in outputs[1]
         client = mlflow.MlflowClient(env["MLFLOW_TRACKING_URI"])
         runs = client.search_runs(["1"])

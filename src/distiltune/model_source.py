@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distiltune import InputError, store
-from distiltune.artifacts import SUMMARY_FILE, WAY_OUT, WEIGHTS_FILE, read_json, sha256_of
+from distiltune.artifacts import (
+    RUN_FILE,
+    SUMMARY_FILE,
+    WAY_OUT,
+    WEIGHTS_FILE,
+    read_json,
+    sha256_of,
+)
+from distiltune.config import load_params
+from distiltune.runtime import warn
 from distiltune.sending import WEIGHTS_TAG
 
 # What the pipeline writes, and the record that holds the checksum of its weights.
@@ -24,7 +33,7 @@ def model_folder(source: str | None, root: Path) -> Iterator[Path]:
 
     Args:
         source: one of `FORMS` (`runs:/ID/model` and `models:/m-ID` are MLflow's longer names),
-            or `None` for the pipeline's.
+            or `None` for the pipeline's, with a warning where params.yaml asks for another.
         root: the main checkout, for MLflow's store.
 
     Raises:
@@ -60,4 +69,23 @@ def _own_model(root: Path) -> Path:
                 f"{folder / WEIGHTS_FILE}: damaged, or not of the training in {record.parent}: its "
                 f"sha256 is {found}, not {expected}; {WAY_OUT}"
             )
+    _warn_of_other_params(folder, root / "params.yaml")
     return folder
+
+
+def _warn_of_other_params(folder: Path, params_file: Path) -> None:
+    """Say so where the model is not the one that the params ask for."""
+    # A mistake in the params, or in the folder's record, is told by who needs them.
+    with contextlib.suppress(InputError):
+        wanted, facts = load_params(params_file), read_json(folder / RUN_FILE)
+        found = facts.get("params", {}) if isinstance(facts, dict) else {}
+        differing = [
+            f"{name}: {found[name]}, not {value}"
+            for name in ("dataset", "model", "optimizer")
+            if found.get(name, value := getattr(wanted, name)) != value
+        ]
+        if differing:
+            warn(
+                f"{folder}: is an earlier model, of other settings than those of params.yaml "
+                f"({'; '.join(differing)}); `dvc repro` trains that one"
+            )

@@ -147,6 +147,12 @@ def _lines(error: pydantic.ValidationError, raw: Any, path: Path) -> list[str]:
             message = problem["msg"].removeprefix("Value error, ").replace("Input should", "should")
             text = f"{_short(value)}: {message}"
         problems.setdefault(name, []).append(text)
+    # A key that is misspelt is missing too, which need not be said.
+    for name, (first, *_) in list(problems.items()):
+        if meant := re.fullmatch(r"unknown key \(did you mean (\w+)\?\)", first):
+            right = ".".join([*name.split(".")[:-1], meant[1]])
+            if problems.get(right) == ["is missing"]:
+                del problems[right]
     lines = []
     for name, texts in problems.items():
         # A union complains once for each of its members: the value is said once.

@@ -42,9 +42,9 @@ def readme(facts: dict[str, Any], agreement: Agreement) -> str:
         agreement: how near the logits are.
     """
     first, last = facts["truncation"]["first"], facts["truncation"]["last"]
-    read = f"first {first} tokens and the last {last}, special ones among them"
+    read = f"the first {first} tokens and the last {last}, special ones among them"
     if last <= 1:  # the special one at the end
-        read = f"first {first} tokens" + (", before the special one at its end" if last else "")
+        read = f"the start alone, {first + last} tokens with the special ones"
     is_onnx = facts["format"] == "onnx"
     kind = f"ONNX, opset {facts['opset']}" if is_onnx else "`torch.export`"
     return f"""\
@@ -73,7 +73,7 @@ the first {facts["max_length"]} tokens of a text are enough:
 | `logits` | out | float32 | (batch, {len(facts["labels"])}) |
 
 Batch and length are free, length up to {facts["max_length"]}. Of a longer text the model was
-taught to read the {read}.
+taught to read {read}.
 
 Checked when it was written, on {agreement.num_texts} {agreement.texts} of
 {agreement.shortest_tokens} to {agreement.longest_tokens} tokens, padded in a batch: logits differ

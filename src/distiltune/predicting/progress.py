@@ -37,7 +37,7 @@ class Progress:
         """Say what was done in all, and where it is."""
         seconds = time.monotonic() - self.started
         self._show(
-            f"{self.num_done:,} reviews in {_duration(seconds)} "
+            f"{reviews(self.num_done)} in {_duration(seconds)} "
             f"({self.num_done / max(seconds, 1e-9):,.1f} a second): {where}"
         )
         self.break_line()
@@ -51,6 +51,11 @@ class Progress:
         if self.is_terminal:
             text = f"{TO_LINE_START}{text}{TO_LINE_END}"
         print(text, end="" if self.is_terminal else "\n", file=sys.stderr, flush=True)
+
+
+def reviews(number: int) -> str:
+    """So many of them, in words."""
+    return f"{number:,} {'review' if number == 1 else 'reviews'}"
 
 
 def _duration(seconds: float) -> str:

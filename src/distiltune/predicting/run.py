@@ -14,7 +14,7 @@ from distiltune.artifacts import ROWS_PER_GROUP, check_new_file
 from distiltune.config import load_params
 from distiltune.console import write
 from distiltune.model_source import model_folder
-from distiltune.predicting.progress import Progress
+from distiltune.predicting.progress import Progress, reviews
 from distiltune.predicting.tables import Table, check_suffix, new_table
 from distiltune.runtime import project_root
 
@@ -68,7 +68,7 @@ def _predict_table(arguments: argparse.Namespace, root: Path) -> None:
                     "output; --prefix TEXT puts a text before the names of what is added"
                 )
         print(
-            f"classifying {num_rows:,} reviews on {classifier.runtime.description}",
+            f"classifying {reviews(num_rows)} on {classifier.runtime.description}",
             file=sys.stderr, flush=True,
         )  # fmt: skip
         progress = Progress(num_rows)
@@ -109,7 +109,8 @@ def _say_what_was_cut(classifier: "ReviewClassifier") -> None:
         parts += f" and the last {num_last:,}"
     print(
         f"{classifier.num_cut:,} {'text was' if classifier.num_cut == 1 else 'texts were'} longer "
-        f"than the model reads: of such a one {parts} tokens count",
+        f"than the model reads: of such a one {parts} tokens count "
+        f"({encoder.max_length:,} with the special ones)",
         file=sys.stderr, flush=True,
     )  # fmt: skip
 

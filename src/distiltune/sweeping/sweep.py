@@ -161,8 +161,14 @@ class SweepRunner:
         left = ""
         num_missing = num_trials - num_done - len(self.failed)
         if self._durations:
-            rounds = num_missing / self.num_workers
-            left = f", about {_minutes(statistics.median(self._durations) * rounds)} left"
+            usual, now = statistics.median(self._durations), time.monotonic()
+            done_of_running = [
+                min(usual, now - began)
+                for name, began in self._seen_running.items()
+                if name not in self.failed
+            ]
+            seconds = (usual * num_missing - sum(done_of_running)) / self.num_workers
+            left = f", about {_minutes(seconds)} left"
         failed = f", {len(self.failed)} failed" if self.failed else ""
         say(f"{num_done} of {num_trials} done, {running} running{failed}{left}")
 

@@ -46,7 +46,11 @@ def only_sweep(root: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=LOCK_SECONDS)
     except Timeout:
-        raise InputError("another sweep is running in this checkout") from None
+        found = find_under_way(root)
+        raise InputError(
+            f"{found.sentence if found else 'another sweep is running in this checkout'}; there is "
+            "one at a time in a checkout"
+        ) from None
     try:
         yield
     finally:
