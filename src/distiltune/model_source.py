@@ -78,11 +78,13 @@ def _warn_of_other_params(folder: Path, params_file: Path) -> None:
     # A mistake in the params, or in the folder's record, is told by who needs them.
     with contextlib.suppress(InputError):
         wanted, facts = load_params(params_file), read_json(folder / RUN_FILE)
-        found = facts.get("params", {}) if isinstance(facts, dict) else {}
+        found = facts.get("params") if isinstance(facts, dict) else None
+        if not isinstance(found, dict):
+            return
         differing = [
-            f"{name}: {found[name]}, not {value}"
+            f"{name}: {found[name]}, not {getattr(wanted, name)}"
             for name in ("dataset", "model", "optimizer")
-            if found.get(name, value := getattr(wanted, name)) != value
+            if name in found and found[name] != getattr(wanted, name)
         ]
         if differing:
             warn(

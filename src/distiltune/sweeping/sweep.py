@@ -153,8 +153,8 @@ class SweepRunner:
             self._durations.append(time.monotonic() - self._seen_running.pop(name))
 
     def _progress(self, num_trials: int, num_done: int) -> None:
-        running = len(self._seen_running.keys() - self.failed.keys())
-        state = (num_done, running, len(self.failed))
+        running = [began for name, began in self._seen_running.items() if name not in self.failed]
+        state = (num_done, len(running), len(self.failed))
         if state == self._shown and time.monotonic() < self._next_line:
             return
         self._shown, self._next_line = state, time.monotonic() + SECONDS_BETWEEN_LINES
@@ -162,15 +162,11 @@ class SweepRunner:
         num_missing = num_trials - num_done - len(self.failed)
         if self._durations:
             usual, now = statistics.median(self._durations), time.monotonic()
-            done_of_running = [
-                min(usual, now - began)
-                for name, began in self._seen_running.items()
-                if name not in self.failed
-            ]
-            seconds = (usual * num_missing - sum(done_of_running)) / self.num_workers
+            over = sum(min(usual, now - began) for began in running)
+            seconds = (usual * num_missing - over) / self.num_workers
             left = f", about {_minutes(seconds)} left"
         failed = f", {len(self.failed)} failed" if self.failed else ""
-        say(f"{num_done} of {num_trials} done, {running} running{failed}{left}")
+        say(f"{num_done} of {num_trials} done, {len(running)} running{failed}{left}")
 
     def mirror(self, weights: Mapping[str, str]) -> str:
         """Put the trials' runs in MLflow below one, and delete those of broken attempts.

@@ -67,9 +67,9 @@ def find_under_way(root: Path) -> UnderWay | None:
     """The sweep that runs in this checkout, if one does."""
     if not (root / STATE).exists():
         return None
+    state = read_json(root / STATE)  # first, for a sweep that ends now takes it away
     with contextlib.suppress(Timeout), FileLock(root / LOCK).acquire(timeout=0):
         return None  # its process is gone
-    state = read_json(root / STATE)
     return UnderWay(
         name=state["name"],
         kind=state["kind"],
