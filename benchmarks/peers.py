@@ -49,11 +49,14 @@ class PaddedReviews(Dataset[dict[str, torch.Tensor]]):
 
 
 def notebook_epoch(
-    model: PreTrainedModel, tokens: Tokens, batch_size: int, runtime: Runtime
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    tokens: Tokens,
+    batch_size: int,
+    runtime: Runtime,
 ) -> float:
-    """One epoch of the loop with Adam, in fp32; its seconds, without the preparation."""
+    """One epoch of the loop, in fp32; its seconds, without the preparation."""
     loader = DataLoader(PaddedReviews(tokens), batch_size=batch_size, shuffle=True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     model.train()
     synchronize(runtime)
     started = time.perf_counter()

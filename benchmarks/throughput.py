@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
     }
     for batch_size in arguments.batch_sizes:
         settings = settings_of(arguments, batch_size, on_cuda)
-        # Of what runs once, one batch in place of three.
+        # Of what runs once, one batch in place of two.
         few = settings.num_reviews if on_cuda else batch_size
         fewer = dataclasses.replace(settings, num_reviews=few)
         names = list(train_cases(on_cuda=on_cuda))
@@ -127,14 +127,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def settings_of(arguments: argparse.Namespace, batch_size: int, on_cuda: bool) -> Settings:
-    """Whole epochs on CUDA, of which the first is thrown away; three batches on the CPU."""
+    """Epochs, of which the first is thrown away: whole ones on CUDA, two batches on the CPU."""
     return Settings(
         device=arguments.device,
         tokens=arguments.tokens,
-        num_reviews=arguments.num_reviews or (3200 if on_cuda else 3 * batch_size),
+        num_reviews=arguments.num_reviews or (3200 if on_cuda else 2 * batch_size),
         # In fp32 and padded a fraction of the reviews takes as long.
         num_notebook_reviews=40 * batch_size if on_cuda else batch_size,
-        num_epochs=3 if on_cuda else 1,
+        num_epochs=3 if on_cuda else 2,
+        num_notebook_epochs=3 if on_cuda else 1,
         batch_size=batch_size,
         reviews=arguments.reviews,
         tokenizer=arguments.tokenizer,
@@ -148,7 +149,7 @@ def parse(options: list[str]) -> argparse.Namespace:
     parser.add_argument("--batch-sizes", default="16", type=_counts, metavar="N,N,...",
                         help="default: 16; the first also evaluates and tokenizes")  # fmt: skip
     parser.add_argument("--num-reviews", type=count, metavar="N",
-                        help="reviews of an epoch, at most the file's (default: 3 batches "
+                        help="reviews of an epoch, at most the file's (default: 2 batches "
                         "on the CPU, 3,200 on CUDA)")  # fmt: skip
     parser.add_argument("--rounds", type=count, default=2, metavar="N",
                         help=f"of {', '.join(ROUNDS_OF)} (default: 2)")  # fmt: skip

@@ -18,8 +18,8 @@ from distiltune.encoding import Encoder
 from tests.test_training import CPU
 
 SETTINGS = cases.Settings(
-    device="cpu", tokens=None, num_reviews=8, num_notebook_reviews=4, num_epochs=1, batch_size=4,
-    reviews=None, tokenizer=None, num_texts=20,
+    device="cpu", tokens=None, num_reviews=8, num_notebook_reviews=4, num_epochs=2,
+    num_notebook_epochs=1, batch_size=4, reviews=None, tokenizer=None, num_texts=20,
 )  # fmt: skip
 
 
@@ -74,7 +74,9 @@ def test_grouped_batches_have_the_lengths_of_all() -> None:
 def test_every_case_runs(name: str) -> None:
     every_case = {**cases.train_cases(on_cuda=False), **cases.OTHER_CASES}
     result = every_case[name](SETTINGS)
-    assert len(result["seconds"]) == 1 and result["seconds"][0] > 0
+    # Of two epochs the first is a warm-up.
+    assert len(result["seconds"]) == (2 if name == "evaluate_notebook" else 1)
+    assert min(result["seconds"]) > 0
     assert result["num_examples"] > 0
 
 
