@@ -60,6 +60,11 @@ def test_its_logits_are_the_padded_models(
     config.activation, config.num_labels = activation, 3
     torch.manual_seed(0)
     model = DistilBertForSequenceClassification(config).train()
+    embeddings = model.distilbert.embeddings
+    with torch.no_grad():  # a new model's would be all ones, all zeros, and of mean zero
+        embeddings.LayerNorm.weight.uniform_(0.5, 1.5)
+        embeddings.LayerNorm.bias.normal_(std=0.5)
+        embeddings.word_embeddings.weight.add_(torch.randn(100, 1))
     tokens = reviews()
     assert len(tokens.ids) > 2 * inference.MAX_TOKENS_PER_THREAD
     padded = predict_logits(model, tokens, runtime("fp32"), PLAIN)
@@ -71,6 +76,21 @@ def test_its_logits_are_the_padded_models(
     assert torch.get_num_threads() == num_threads
     again = predict_logits(model, tokens, runtime(precision))
     assert torch.equal(again, found)
+
+
+def test_tables_are_made_where_there_are_more_tokens_than_rows() -> None:
+    model, tokens = distilbert(), reviews()
+    num_rows = model.config.vocab_size + model.config.max_position_embeddings
+    few, enough = (
+        freeze(model, runtime("fp32"), num_tokens=4 * num_rows - missing) for missing in (1, 0)
+    )
+    assert isinstance(few, FrozenDistilBert) and few.tables is None
+    assert isinstance(enough, FrozenDistilBert) and enough.tables is not None
+    found = [predict_logits(made, tokens, runtime("fp32")) for made in (few, enough)]
+    assert not torch.equal(*found)  # other roundings: one is not the other
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
+    assert len(tokens.ids) >= 4 * num_rows
+    assert torch.equal(predict_logits(model, tokens, runtime("fp32")), found[1])
 
 
 def test_replicas_share_a_split_whatever_each_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +115,7 @@ def test_replicas_share_a_split_whatever_each_can_do(monkeypatch: pytest.MonkeyP
 def test_it_stands_for_the_weights_as_they_were(precision: str) -> None:
     model = distilbert()
     tokens = reviews()
-    made = freeze(model, runtime(precision))
+    made = freeze(model, runtime(precision), num_tokens=len(tokens.ids))
     assert isinstance(made, FrozenDistilBert)
     before = predict_logits(model, tokens, runtime(precision))
     first, *_, last = model.distilbert.transformer.layer

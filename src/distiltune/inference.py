@@ -55,7 +55,7 @@ def predict_logits(
     batch's number of reviews.
     """
     if len(tokens.ids) >= MIN_TOKENS_TO_FREEZE:
-        model = freeze(model, runtime, speed)
+        model = freeze(model, runtime, speed, len(tokens.ids))
     # All replicas must divide the split alike, whatever each one's machine can do.
     max_tokens = MAX_TOKENS_PER_BATCH[runtime.device.type]
     selections = list(length_sorted_batches(tokens.lengths, max_tokens))
@@ -85,13 +85,19 @@ def predict_logits(
 
 @torch.inference_mode()
 def freeze(
-    model: PreTrainedModel | FrozenDistilBert, runtime: Runtime, speed: SpeedTable = DEFAULT_SPEED
+    model: PreTrainedModel | FrozenDistilBert,
+    runtime: Runtime,
+    speed: SpeedTable = DEFAULT_SPEED,
+    num_tokens: int = 0,
 ) -> PreTrainedModel | FrozenDistilBert:
-    """The model laid out for answers on the CPU, to be used while it does not change; or itself."""
+    """The model laid out for answers on the CPU, to be used while it does not change; or itself.
+
+    `num_tokens` are those that it is known to get: more is laid out for many.
+    """
     dtype = DTYPES[runtime.precision]
     if isinstance(model, FrozenDistilBert) or not can_freeze(model, runtime.device, dtype, speed):
         return model
-    return FrozenDistilBert(model, dtype)
+    return FrozenDistilBert(model, dtype, num_tokens)
 
 
 def _map(

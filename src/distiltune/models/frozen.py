@@ -5,7 +5,9 @@ rounded and brought into the order in which oneDNN reads them ("weight prepackin
 which otherwise happens anew in every product. In the last block, of which one token is
 read, keys and values are never made: the keys' weights are absorbed into that token's
 query, and the values' are applied to what it attends to (the absorption of DeepSeek-AI
-2024, "DeepSeek-V2", for multi-head latent attention).
+2024, "DeepSeek-V2", for multi-head latent attention). Where more tokens come than the
+vocabulary has, the first block's queries, keys and values are looked up: before it, a
+token is a row of one table plus a row of another, and a norm.
 """
 
 import functools
@@ -19,6 +21,8 @@ from transformers.activations import GELUActivation
 from distiltune.config import SpeedTable
 
 ROWS = 1024  # which the weights are laid out for; others are only a little slower
+# A row of the first block's tables costs what it saves a token, and memory.
+MIN_TOKENS_PER_TABLE_ROW = 4
 
 
 def can_freeze(
@@ -59,14 +63,18 @@ class FrozenDistilBert:
         model: a `DistilBertForSequenceClassification`; its embeddings, norms and head are
             shared, its blocks' weights are copied.
         dtype: of the blocks' products, fp32 or bf16; sums and norms stay fp32.
+        num_tokens: of all the texts that it is made for, as far as is known.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+    def __init__(self, model: Any, dtype: torch.dtype, num_tokens: int = 0) -> None:
         self.config = model.config
         self.embeddings = model.distilbert.embeddings
         self.pre_classifier, self.classifier = model.pre_classifier, model.classifier
         *blocks, last_block = model.distilbert.transformer.layer
         self.blocks = [_Block(block, dtype) for block in blocks]
+        num_rows = self.config.vocab_size + self.config.max_position_embeddings
+        has_tables = blocks and num_tokens >= MIN_TOKENS_PER_TABLE_ROW * num_rows
+        self.tables = _Tables(self.embeddings, blocks[0].attention, dtype) if has_tables else None
         self.last_block = _LastBlock(last_block, dtype)
 
     @torch.inference_mode()
@@ -81,9 +89,15 @@ class FrozenDistilBert:
         starts = offsets[:-1]
         positions = torch.arange(len(ids)) - torch.repeat_interleave(starts, offsets.diff())
         hidden = self.embeddings.word_embeddings(ids)
-        hidden = self.embeddings.LayerNorm(hidden + self.embeddings.position_embeddings(positions))
+        hidden += self.embeddings.position_embeddings(positions)
+        norm = self.embeddings.LayerNorm
+        hidden, _, scales = torch.native_layer_norm(
+            hidden, norm.normalized_shape, norm.weight, norm.bias, norm.eps
+        )
+        projected = self.tables.project(ids, positions, scales) if self.tables else None
         for block in self.blocks:
-            hidden = block.transform(hidden, lengths)
+            hidden = block.transform(hidden, lengths, projected)
+            projected = None
         first = self.last_block.transform(hidden, starts, lengths)
         logits: torch.Tensor = self.classifier(functional.relu(self.pre_classifier(first)))
         return logits
@@ -103,6 +117,43 @@ class _Product:
             x, self.weight, self.bias, after, [], algorithm
         )
         return output
+
+
+class _Tables:
+    """What a block's queries, keys and values are before the norm, by token and by position.
+
+    A norm subtracts the mean and divides by the deviation. The first can be done in the
+    tables, since means add up; the second is a factor for each token, applied after.
+    """
+
+    def __init__(self, embeddings: Any, attention: Any, dtype: torch.dtype) -> None:
+        norm = embeddings.LayerNorm
+        linears = (attention.q_lin, attention.k_lin, attention.v_lin)
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        bias = torch.cat([linear.bias.detach() for linear in linears])
+        scaled = (weight * norm.weight.detach()).to(dtype)
+        self.of_ids, self.of_positions = (
+            (table - table.mean(1, keepdim=True)).to(dtype) @ scaled.T
+            for table in (
+                embeddings.word_embeddings.weight.detach(),
+                embeddings.position_embeddings.weight.detach(),
+            )
+        )
+        self.bias = (weight @ norm.bias.detach() + bias).to(dtype)
+
+    def project(
+        self, ids: torch.Tensor, positions: torch.Tensor, scales: torch.Tensor
+    ) -> torch.Tensor:
+        """Queries, keys and values of each token, (num_tokens, 3 * hidden_size).
+
+        Args:
+            ids: (num_tokens,).
+            positions: (num_tokens,).
+            scales: (num_tokens, 1), one over each token's deviation.
+        """
+        rows = self.of_ids.index_select(0, ids)
+        rows += self.of_positions.index_select(0, positions)
+        return torch.addcmul(self.bias, rows, scales.to(rows.dtype))
 
 
 class _AfterAttention:
@@ -136,8 +187,11 @@ class _Block:
         self.finish = _AfterAttention(block, dtype)
         self.ignored = torch.zeros((), dtype=dtype)
 
-    def transform(self, hidden: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-        projected = self.project(hidden.to(self.dtype))
+    def transform(
+        self, hidden: torch.Tensor, lengths: list[int], projected: torch.Tensor | None
+    ) -> torch.Tensor:
+        if projected is None:
+            projected = self.project(hidden.to(self.dtype))
         mixed = projected.new_empty(len(hidden), self.num_heads * self.head_size)
         for part, place in zip(projected.split(lengths), mixed.split(lengths), strict=True):
             length = len(part)
