@@ -94,7 +94,7 @@ sweep: setup  ## variants x seeds through DVC's queue, and their comparison (ARG
 compare: setup  ## which variant is better, of the runs that are there (ARGS="SWEEP --json FILE")
 	distiltune compare $(ARGS)
 
-bench: setup  ## speed and memory beside the lecture's loop and the Trainer (6 minutes of CPU)
+bench: setup  ## speed and memory beside the lecture's loop and the Trainer (8 minutes of CPU)
 	python -m benchmarks.throughput
 
 torture: setup  ## kills a training 20 times, directly and through the queue; nothing may come of it

@@ -29,13 +29,14 @@ from distiltune.training.native import train_native
 
 SWITCHES_ON_CPU = (
     "padding_free", "first_token_only", "fused_projection", "fast_attention", "fast_dropout",
-    "fused_optimizer", "reuse_memory",
+    "fused_optimizer",
 )  # fmt: skip
 SWITCHES_ON_CUDA = (
     "padding_free", "first_token_only", "fused_projection", "fast_attention", "fused_optimizer",
     "cuda_graphs",
 )  # fmt: skip
 TRAINER_GROUP = 50  # batches that the Trainer sorts by length at a time
+# Of half the length, and of one and a half; none of 512, for the Trainer's benefit.
 NUM_GROUPED_BATCHES = 2
 NUM_EVALUATED = 128
 NUM_TOKENS_OF_SPLIT = 2_700_000  # the test split of IMDb
@@ -50,7 +51,7 @@ class Settings:
     num_reviews: int
     num_notebook_reviews: int
     num_epochs: int  # the first is a warm-up
-    num_notebook_epochs: int  # as long; where it is one, two reviews before it must do
+    num_notebook_epochs: int  # of the padded loops in fp32; before a single one, two reviews
     batch_size: int
     reviews: Path | None
     tokenizer: Path | None
@@ -76,9 +77,11 @@ def train_cases(*, on_cuda: bool) -> dict[str, Case]:
         "trainer": functools.partial(trainer, at_its_best=False),
         "trainer_best": functools.partial(trainer, at_its_best=True),
         "native": native,
-        "native_fp32": functools.partial(native, precision="fp32"),
-        "native_attention_dropout_0": functools.partial(native, attention_dropout=0.0),
     }
+    if not on_cuda:
+        cases["native_once"] = native  # with as few batches as those below, to compare them with
+    cases["native_fp32"] = functools.partial(native, precision="fp32")
+    cases["native_attention_dropout_0"] = functools.partial(native, attention_dropout=0.0)
     for switch in SWITCHES_ON_CUDA if on_cuda else SWITCHES_ON_CPU:
         cases[f"native_without_{switch}"] = functools.partial(native, speed=without(switch))
     if on_cuda:
@@ -138,8 +141,6 @@ def native(
 ) -> Result:
     """The product's own loop, as the stage `train` calls it."""
     runtime = settings.runtime(precision)
-    if speed.reuse_memory:
-        runtime.keep_freed_memory()
     tokens = settings.some_tokens(settings.num_reviews)
     model = inputs.new_distilbert(attention_dropout=attention_dropout).to(runtime.device)
     config = load(TrainConfig)
@@ -170,14 +171,13 @@ def evaluate_notebook(settings: Settings) -> Result:
     model = inputs.new_distilbert().to(runtime.device)
     seconds = [
         peers.notebook_accuracy(model, some, settings.batch_size, runtime)
-        for some in (inputs.made_up_tokens(2), tokens, tokens)
+        for some in (tokens, tokens, tokens)  # the first is a warm-up, as of `evaluate_native`
     ]
     return {"seconds": seconds[1:], "num_examples": tokens.num_reviews}
 
 
 def evaluate_native(settings: Settings, *, prepacked_weights: bool = True) -> Result:
     runtime = settings.runtime()
-    runtime.keep_freed_memory()
     tokens = settings.some_tokens(max(settings.num_reviews, NUM_EVALUATED))
     speed = SpeedTable(prepacked_weights=prepacked_weights)
     model = inputs.new_distilbert().to(runtime.device)

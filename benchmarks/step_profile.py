@@ -105,7 +105,6 @@ def main() -> None:
     if arguments.tokens is not None and not arguments.tokens.exists():
         parser.error(f"{arguments.tokens}: no such file")
     runtime = choose_runtime(arguments.device, "auto")
-    runtime.keep_freed_memory()
     num_steps = arguments.steps or (50 if runtime.device.type == "cuda" else 3)
     num_reviews = num_steps * arguments.batch_size
     if num_reviews > inputs.MAX_REVIEWS:

@@ -14,6 +14,7 @@ from distiltune.artifacts import DatasetInfo
 from distiltune.batching import Tokens
 from distiltune.config import SpeedTable
 from distiltune.inference import freeze, predict_logits
+from distiltune.models import frozen
 from distiltune.models.frozen import FrozenDistilBert, has_operators
 from distiltune.replicas import Replicas
 from distiltune.runtime import Runtime
@@ -78,7 +79,9 @@ def test_its_logits_are_the_padded_models(
     assert torch.equal(again, found)
 
 
-def test_tables_are_made_where_there_are_more_tokens_than_rows() -> None:
+def test_tables_are_made_for_many_tokens_and_where_they_are_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model, tokens = distilbert(), reviews()
     num_rows = model.config.vocab_size + model.config.max_position_embeddings
     few, enough = (
@@ -91,6 +94,10 @@ def test_tables_are_made_where_there_are_more_tokens_than_rows() -> None:
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)
     assert len(tokens.ids) >= 4 * num_rows
     assert torch.equal(predict_logits(model, tokens, runtime("fp32")), found[1])
+    num_bytes = num_rows * 3 * model.config.dim * 4
+    monkeypatch.setattr(frozen, "MAX_TABLE_BYTES", num_bytes - 1)
+    large = freeze(model, runtime("fp32"), num_tokens=4 * num_rows)
+    assert isinstance(large, FrozenDistilBert) and large.tables is None
 
 
 def test_replicas_share_a_split_whatever_each_can_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,6 @@
 """The ways to compute the same faster: dropout, divided batches, recorded passes, switches."""
 
 import dataclasses
-import platform
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -455,51 +452,3 @@ def test_a_failed_recording_on_cuda_is_an_error_that_names_the_way_out(
 
     with pytest.raises(InputError, match=r"set -S speed\.cuda_graphs=false"):
         recorded.run(gather(train, ONE_BATCH[0]), compute)
-
-
-# Takes and frees blocks of 48 MB by turns, and prints how many pages the system had to find.
-FAULTS = """
-import resource, sys, torch
-from distiltune.runtime import choose_runtime
-print(sys.argv[1] == "keep" and choose_runtime("cpu", "fp32").keep_freed_memory())
-def fill():
-    blocks = [torch.ones(12_000_000) for _ in range(4)]
-for _ in range(3):
-    fill()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-    fill()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
-def test_memory_that_is_kept_is_not_asked_for_again() -> None:
-    faults = {}
-    for mode in ("give", "keep"):
-        command = [sys.executable, "-c", FAULTS, mode]
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
-        was_kept, count = result.stdout.split()
-        assert was_kept == str(mode == "keep")
-        faults[mode] = int(count)
-    assert faults["keep"] < faults["give"] / 4  # 960 MB are 234,375 pages, or 458 huge ones
-
-
-def test_memory_is_kept_on_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    on_cuda = dataclasses.replace(CPU, device=torch.device("cuda"))
-    assert not on_cuda.keep_freed_memory()
-    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
-    assert not CPU.keep_freed_memory()
-
-
-@pytest.mark.parametrize("setting", [{}, {"speed.reuse_memory": False}, {"engine": "trainer"}])
-def test_memory_is_kept_where_the_params_want_it(
-    prepared: Project, monkeypatch: pytest.MonkeyPatch, setting: dict[str, Any]
-) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(Runtime, "keep_freed_memory", lambda _: asked.append("yes"))
-    prepared.change_params(setting)
-    prepared.stage_here("train")
-    assert asked == (["yes"] if not setting else [])  # the Trainer is left as its users have it
-    prepared.stage_here("evaluate")
-    assert asked[-1:] == ([] if "speed.reuse_memory" in setting else ["yes"])

@@ -60,8 +60,8 @@ def test_made_up_reviews_are_as_long_as_imdbs() -> None:
 
 def test_grouped_batches_have_the_lengths_of_all() -> None:
     tokens = inputs.made_up_tokens(800)
-    grouped = inputs.grouped_by_length(tokens, 16, 5)
-    assert grouped.num_reviews == 80
+    grouped = inputs.grouped_by_length(tokens, 16, cases.NUM_GROUPED_BATCHES)
+    assert grouped.num_reviews == 16 * cases.NUM_GROUPED_BATCHES
     for batch in grouped.lengths.split(16):
         assert int(batch.max() - batch.min()) <= 30
     assert grouped.lengths.double().mean() == pytest.approx(
@@ -74,8 +74,7 @@ def test_grouped_batches_have_the_lengths_of_all() -> None:
 def test_every_case_runs(name: str) -> None:
     every_case = {**cases.train_cases(on_cuda=False), **cases.OTHER_CASES}
     result = every_case[name](SETTINGS)
-    # Of two epochs the first is a warm-up.
-    assert len(result["seconds"]) == (2 if name == "evaluate_notebook" else 1)
+    assert len(result["seconds"]) == (2 if name == "evaluate_notebook" else 1)  # without warm-ups
     assert min(result["seconds"]) > 0
     assert result["num_examples"] > 0
 

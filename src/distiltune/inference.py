@@ -55,7 +55,7 @@ def predict_logits(
     batch's number of reviews.
     """
     if len(tokens.ids) >= MIN_TOKENS_TO_FREEZE:
-        model = freeze(model, runtime, speed, len(tokens.ids))
+        model = freeze(model, runtime, speed, len(tokens.ids) // replicas.num)
     # All replicas must divide the split alike, whatever each one's machine can do.
     max_tokens = MAX_TOKENS_PER_BATCH[runtime.device.type]
     selections = list(length_sorted_batches(tokens.lengths, max_tokens))

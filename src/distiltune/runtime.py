@@ -26,9 +26,6 @@ DISK_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
 )  # fmt: skip
-# Options of `mallopt` (glibc's malloc.h), and blocks of what size they are about.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEPT_BYTES = 2**30
 # Where Linux tells a container's memory, in its second and its first version.
 CONTAINER_MEMORY = (
     (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
@@ -143,24 +140,6 @@ class Runtime:
         return torch.autocast(
             self.device.type, dtype=dtype[self.precision], enabled=self.precision != "fp32"
         )
-
-    def keep_freed_memory(self) -> bool:
-        """On the CPU, have the C library keep what is freed, until the process ends.
-
-        glibc gives large blocks back to the system (`man 3 mallopt`), which has to find and
-        clear the same memory anew for the next batch: benchmarks/LOG.md has what that costs.
-
-        Returns:
-            Whether it does so now; other C libraries, and CUDA, are left as they are.
-        """
-        import ctypes
-        import platform
-
-        if self.device.type != "cpu" or platform.libc_ver()[0] != "glibc":
-            return False
-        library = ctypes.CDLL(None)
-        options = (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD)
-        return all(library.mallopt(option, KEPT_BYTES) == 1 for option in options)
 
 
 def choose_runtime(device: str, precision: str, *, prefer_fp32_on_cpu: bool = False) -> Runtime:

@@ -70,8 +70,6 @@ def run_adaptation(
     from_scratch = config.model_row.architecture.type != "checkpoint"
     pretrained = None if from_scratch else checked_weights(checkpoint)
     runtime = choose_runtime(config.device, config.precision, prefer_fp32_on_cpu=from_scratch)
-    if config.speed.reuse_memory:
-        runtime.keep_freed_memory()
     reviews = read_adaptation_reviews(
         tokens, splits, unlabelled if table.unlabelled else None, tokenizer
     )

@@ -282,9 +282,8 @@ class SpeedTable:
     """Ways to compute the same faster; each can be turned off.
 
     The fields are explained in `params.yaml`. All hold for `engine: native`, and for
-    DistilBERT, but for `reuse_memory`, which holds for all models, and `fused_optimizer`,
-    which holds for both engines too; `evaluate` heeds those that hold for inference,
-    whatever the engine was.
+    DistilBERT, but for `fused_optimizer`, which holds for all; `evaluate` heeds those that
+    hold for inference, whatever the engine was.
     """
 
     padding_free: bool = True
@@ -294,7 +293,6 @@ class SpeedTable:
     fast_dropout: bool = True
     prepacked_weights: bool = True
     fused_optimizer: bool = True
-    reuse_memory: bool = True
     cuda_graphs: bool = True
     compile: bool = False
 

@@ -87,8 +87,6 @@ def run_evaluation(
         config.device, config.precision, prefer_fp32_on_cpu=facts["from_scratch"]
     )
     print(f"evaluating {test.num_reviews:,} reviews on {runtime.description}", flush=True)
-    if config.speed.reuse_memory:
-        runtime.keep_freed_memory()
     network = load_model(model).to(runtime.device)
     logits = predict_logits(network, test, runtime, config.speed)
     probabilities = logits.double().softmax(1).numpy()

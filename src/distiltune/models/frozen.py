@@ -5,8 +5,8 @@ rounded and brought into the order in which oneDNN reads them ("weight prepackin
 which otherwise happens anew in every product. In the last block, of which one token is
 read, keys and values are never made: the keys' weights are absorbed into that token's
 query, and the values' are applied to what it attends to (the absorption of DeepSeek-AI
-2024, "DeepSeek-V2", for multi-head latent attention). Where more tokens come than the
-vocabulary has, the first block's queries, keys and values are looked up: before it, a
+2024, "DeepSeek-V2", for multi-head latent attention). Where many times the
+vocabulary's tokens come, the first block's queries, keys and values are looked up: before it, a
 token is a row of one table plus a row of another, and a norm.
 """
 
@@ -23,6 +23,7 @@ from distiltune.config import SpeedTable
 ROWS = 1024  # which the weights are laid out for; others are only a little slower
 # A row of the first block's tables costs what it saves a token, and memory.
 MIN_TOKENS_PER_TABLE_ROW = 4
+MAX_TABLE_BYTES = 2**29  # 140 MB in bf16 and 290 in fp32 for DistilBERT of English
 
 
 def can_freeze(
@@ -60,8 +61,8 @@ class FrozenDistilBert:
     """A classifier for inference on the CPU.
 
     Args:
-        model: a `DistilBertForSequenceClassification`; its embeddings, norms and head are
-            shared, its blocks' weights are copied.
+        model: a `DistilBertForSequenceClassification`, which must not change while this is
+            used: embeddings, norms and head are shared, the blocks' weights are copied.
         dtype: of the blocks' products, fp32 or bf16; sums and norms stay fp32.
         num_tokens: of all the texts that it is made for, as far as is known.
     """
@@ -73,7 +74,10 @@ class FrozenDistilBert:
         *blocks, last_block = model.distilbert.transformer.layer
         self.blocks = [_Block(block, dtype) for block in blocks]
         num_rows = self.config.vocab_size + self.config.max_position_embeddings
-        has_tables = blocks and num_tokens >= MIN_TOKENS_PER_TABLE_ROW * num_rows
+        num_bytes = num_rows * 3 * self.config.dim * dtype.itemsize
+        has_tables = num_tokens >= MIN_TOKENS_PER_TABLE_ROW * num_rows and (
+            num_bytes <= MAX_TABLE_BYTES and len(blocks) > 0
+        )
         self.tables = _Tables(self.embeddings, blocks[0].attention, dtype) if has_tables else None
         self.last_block = _LastBlock(last_block, dtype)
 

@@ -60,7 +60,6 @@ def _predict_table(arguments: argparse.Namespace, root: Path) -> None:
     num_rows = table.check()
     with model_folder(arguments.model, root) as folder:
         classifier = _load(folder)
-        classifier.runtime.keep_freed_memory()
         added = _added_columns(classifier.label_names, prefix)
         for name in added:
             if name in table.columns:

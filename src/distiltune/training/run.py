@@ -96,8 +96,6 @@ def run_training(
     if adaptation:
         forget(root, adaptation["training"])  # as this stage runs, that one is recorded
     runtime = choose_runtime(config.device, config.precision, prefer_fp32_on_cpu=from_scratch)
-    if config.speed.reuse_memory and config.engine == "native":
-        runtime.keep_freed_memory()
     seed_everything(config.seed)
     network = build_model(
         config.model_row,
